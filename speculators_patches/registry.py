@@ -3,6 +3,20 @@
 A patch is one file in `speculators_patches/patches/` holding one `PATCH` record and the code that
 replaces upstream's. The record is plain data: reading it imports neither torch nor upstream, so
 that `status` can speak about an upstream that does not even import.
+
+What a patch file provides besides `PATCH`:
+
+- `replacements(originals) -> Mapping[str, object]`: the objects to put in place, keyed by
+  `Target.path` ("module:qualname"), one for every target that is not `observed`. `originals` has
+  the object now at each of those paths (upstream's own, or the replacement of a patch earlier in
+  the table, so that patches of one target stack). Called once, when the patch is applied; import
+  torch and upstream in here, not at the top of the file. Return plain module-level functions:
+  a `functools.wraps` wrapper or a closure pickles under upstream's name or not at all. A
+  replacement that must call the original keeps it in a module global that `replacements` sets.
+  A target in a class that upstream declared `@staticmethod` or `@classmethod` is wrapped again
+  for you; `originals` then holds the plain function below the decorator.
+- `applicable() -> str | None` (optional): why the patch is a no-op on this machine ("it has a
+  CUDA device"), or None. Called only where the patch is needed and may import torch.
 """
 
 from __future__ import annotations
