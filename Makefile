@@ -1,0 +1,32 @@
+# The two commands: `make miniature` and `make test`. Both set up .venv first; see README.md.
+PYTHON ?= python3
+VENV ?= .venv
+PY = $(VENV)/bin/python
+
+.PHONY: help setup miniature matrix lint unit test nightly
+
+help:
+	@echo "make miniature   the whole recipe on a tiny Gemma 4, no GPU, no download of models"
+	@echo "make test        lint, types, and every test against every supported upstream"
+	@echo "make nightly     long soaks and the miniature with several seeds"
+
+setup:
+	@$(PYTHON) recipes/setup_venv.py $(VENV)
+
+miniature: setup
+	$(PY) -m recipes.gemma4_abliterated all --preset miniature --run-dir runs/miniature
+
+# The upstream versions that the patches are tested against, beside each other in .matrix/.
+matrix: setup
+	$(PY) -m tests.compat.matrix
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+test: lint matrix
+	MATRIX_REQUIRED=1 $(PY) -m pytest -m "not nightly" -q
+
+nightly: matrix
+	MATRIX_REQUIRED=1 $(PY) -m pytest -q

@@ -1,0 +1,1 @@
+"""Measurements: what a drafter is worth, and what checkpoints cost."""

@@ -1,0 +1,261 @@
+"""The settings of a run: one frozen dataclass, three presets, and where each value came from.
+
+Order of precedence: preset < `--config FILE` (TOML or JSON) < `--set key=value`. The resolved
+settings are written into the run folder, so a run can be read and repeated without its shell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+PRESETS = ("miniature", "dgx-spark", "h100")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message says which, why, and what to do."""
+
+
+def _setting(default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run depends on. The defaults are the published round 1 run's."""
+
+    # What is trained, and for whom
+    body: str = _setting(
+        "coolthor/Huihui-gemma-4-26B-A4B-it-abliterated-FP8-Dynamic",
+        "verifier: hub id or local folder",
+    )
+    draft_start: str = _setting(
+        "RedHatAI/gemma-4-26B-A4B-it-speculator.eagle3",
+        "drafter to fine-tune, hub id or folder; empty = a fresh one (needs draft_vocab_size)",
+    )
+    draft_vocab_size: int | None = _setting(
+        None, "draft vocabulary of a fresh drafter; a started one keeps its own"
+    )
+    target_layers: tuple[int, ...] = _setting(
+        (2, 15, 27), "body layers whose hidden states feed the drafter (the last one is added)"
+    )
+
+    # Data
+    prompts: str = _setting("magpie", "prompt source: an upstream preset's name or a .jsonl file")
+    samples: int = _setting(50_000, "prompts to answer")
+    regenerate_max_tokens: int = _setting(2048, "longest answer, tokens")
+    regenerate_sampling: str = _setting(
+        '{"temperature": 0.7, "seed": 0}', "JSON merged into each request, as it will be served"
+    )
+    regenerate_concurrency: int = _setting(64, "requests at once")
+    regenerate_error_share: float = _setting(0.02, "largest tolerated share of failed prompts")
+    seq_len: int = _setting(4096, "packed tokens a training step")
+    minimum_valid_tokens: int | None = _setting(None, "drop rows with fewer trainable tokens")
+
+    # Training
+    epochs: int = _setting(1, "passes over the data")
+    optimizer: Literal["adamw", "muon"] = _setting(
+        "adamw", "upstream's default became muon in 0.7; the published run used adamw"
+    )
+    lr: float = _setting(1e-4, "peak learning rate (upstream's default when the run was made)")
+    scheduler: Literal["linear", "cosine", "none"] = _setting("cosine", "learning-rate schedule")
+    ttt_steps: int = _setting(3, "training-time-test steps (positions trained)")
+    train_share: float = _setting(0.9, "share of the rows trained on; the rest validates")
+    seed: int = _setting(42, "seed of the data order and of fresh weights")
+    num_workers: int | None = _setting(None, "DataLoader workers; none = upstream's default")
+    loss_implementation: Literal["auto", "fused", "eager"] = _setting(
+        "auto", "auto: eager where the fused loss is known to fail (CPU, torch 2.11), else fused"
+    )
+    hidden_states: Literal["online", "offline"] = _setting(
+        "online", "online: generated while training, deleted after use; offline: extracted first"
+    )
+    request_timeout: float = _setting(120.0, "seconds for one extraction request")
+    max_retries: int = _setting(3, "retries of one extraction request")
+    train_extra: tuple[str, ...] = _setting((), "more flags for upstream's train, verbatim")
+
+    # vLLM
+    dtype: str = _setting("auto", "vLLM's --dtype")
+    train_vllm_share: float = _setting(0.5, "GPU memory share of vLLM while the trainer runs too")
+    train_max_model_len: int = _setting(4097, "vLLM's context while training: seq_len + 1")
+    bench_vllm_share: float = _setting(0.85, "GPU memory share of vLLM in bench and regenerate")
+    bench_max_model_len: int = _setting(8192, "vLLM's context in bench and regenerate")
+    serve_vllm_share: float = _setting(0.65, "GPU memory share in production")
+    serve_max_model_len: int = _setting(65_536, "context in production, tokens")
+    kv_cache_dtype: str = _setting("fp8", "vLLM's --kv-cache-dtype in bench and serve")
+    prefix_caching: bool = _setting(True, "vLLM's --enable-prefix-caching in bench and serve")
+    tool_parser: str = _setting("gemma4", "vLLM's --tool-call-parser in serve; empty = none")
+    serve_port: int = _setting(8000, "port of the production server")
+    num_speculative_tokens: int = _setting(4, "tokens drafted a step in serve")
+    vllm_extra: tuple[str, ...] = _setting((), "more flags for every vLLM server, verbatim")
+    start_timeout: float = _setting(1800.0, "seconds a server may take to become ready")
+
+    # Endpoints the user already runs (empty: the recipe starts its own)
+    regenerate_endpoint: str = _setting("", "base URL, e.g. http://127.0.0.1:8000")
+    train_endpoint: str = _setting("", "base URL of an extraction server")
+    train_endpoint_folder: str = _setting("", "the folder that server writes hidden states to")
+
+    # Bench
+    bench_n: tuple[int, ...] = _setting((0, 1, 2, 3, 4), "drafted tokens a step to compare")
+    bench_prompts: str = _setting("", ".jsonl with `prompt` or `messages`; empty = 20 built in")
+    bench_temperatures: tuple[float, ...] = _setting((0.7,), "sampling temperatures")
+    bench_max_tokens: int = _setting(200, "longest answer in the bench, tokens")
+
+    def describe(self) -> list[tuple[str, Any, str]]:
+        """(name, value, what it means) of every setting, in order."""
+        return [
+            (f.name, getattr(self, f.name), f.metadata["doc"]) for f in dataclasses.fields(self)
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+# What each machine needs different from the published defaults.
+_PRESETS: dict[str, dict[str, Any]] = {
+    "dgx-spark": {},  # the published run's machine
+    "h100": {"bench_vllm_share": 0.9, "regenerate_concurrency": 256},
+    # Sizes from the prototype logged in benchmarks/README.md; body and drafter start are made by
+    # the recipe itself and filled in by recipes.miniature.
+    "miniature": {
+        "body": "",
+        "draft_start": "",
+        "target_layers": (1, 2, 3),
+        "prompts": "",
+        "samples": 320,
+        "regenerate_max_tokens": 96,
+        "regenerate_sampling": '{"temperature": 0.0}',
+        "regenerate_concurrency": 16,
+        "seq_len": 512,
+        "epochs": 3,
+        "lr": 2e-3,
+        "ttt_steps": 4,
+        "num_workers": 0,
+        "dtype": "float32",
+        "train_max_model_len": 256,
+        "bench_max_model_len": 256,
+        "serve_max_model_len": 256,
+        "kv_cache_dtype": "auto",
+        "tool_parser": "",
+        "serve_port": 0,
+        "bench_temperatures": (0.0, 0.7),
+        "bench_max_tokens": 96,
+        "start_timeout": 300.0,
+    },
+}
+
+
+def _parse(name: str, annotation: Any, text: Any) -> Any:
+    """`text` (a string from --set, or a value from a file) as the field's type."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        if text in (None, "none", "None", ""):
+            return None
+        return _parse(name, next(a for a in args if a is not type(None)), text)
+    if origin is Literal:
+        if text not in args:
+            raise ConfigError(f"{name}={text!r} is not one of {', '.join(map(str, args))}.")
+        return text
+    if origin is tuple:
+        parts = [p for p in text.split(",") if p != ""] if isinstance(text, str) else list(text)
+        return tuple(_parse(name, args[0], p) for p in parts)
+    if annotation is bool:
+        if isinstance(text, bool):
+            return text
+        if str(text).lower() in ("true", "1", "yes", "on"):
+            return True
+        if str(text).lower() in ("false", "0", "no", "off"):
+            return False
+        raise ConfigError(f"{name}={text!r} is neither true nor false.")
+    if annotation is str and not isinstance(text, str):
+        raise ConfigError(f"{name}={text!r} must be text.")
+    if isinstance(text, bool):
+        raise ConfigError(f"{name}={text!r} must be a {annotation.__name__}, not a truth value.")
+    try:
+        value = annotation(text)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}={text!r} is not a valid {annotation.__name__}.") from None
+    if annotation is int and isinstance(text, float) and text != value:
+        raise ConfigError(f"{name}={text!r} must be a whole number.")
+    return value
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        raw = path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise ConfigError(f"Cannot read the config file {path}: {e.strerror}.") from None
+    try:
+        data = json.loads(raw) if path.suffix == ".json" else tomllib.loads(raw)
+    except ValueError as e:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise ConfigError(f"The config file {path} is not valid {kind}: {e}.") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"The config file {path} must hold a table of settings.")
+    # A run folder's own config.json is accepted as it is.
+    settings = data.get("settings", data)
+    return dict(settings)
+
+
+def resolve(
+    preset: str, config_file: Path | None = None, assignments: typing.Sequence[str] = ()
+) -> tuple[Recipe, dict[str, str]]:
+    """The settings and, for each changed one, where it came from.
+
+    Raises:
+        ConfigError: unknown preset, key or value, named with what is allowed.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"There is no preset {preset!r}; presets are {', '.join(PRESETS)}.")
+    hints = typing.get_type_hints(Recipe)
+    values: dict[str, Any] = dict(_PRESETS[preset])
+    origin = dict.fromkeys(values, f"preset {preset}")
+
+    def put(name: str, raw: Any, source: str) -> None:
+        if name not in hints:
+            near = [k for k in hints if name.split("_")[0] in k]
+            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            raise ConfigError(f"{source}: there is no setting {name!r}.{hint}")
+        values[name] = _parse(name, hints[name], raw)
+        origin[name] = source
+
+    if config_file is not None:
+        for name, raw in _read_file(config_file).items():
+            put(name, raw, str(config_file))
+    for assignment in assignments:
+        name, equals, raw = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment!r} must have the form key=value.")
+        put(name.strip(), raw.strip(), "--set")
+    recipe = Recipe(**values)
+    _check(recipe)
+    return recipe, origin
+
+
+def _check(r: Recipe) -> None:
+    """Values that would fail only hours later, refused now."""
+    for name in ("samples", "seq_len", "epochs", "ttt_steps", "regenerate_concurrency"):
+        if getattr(r, name) < 1:
+            raise ConfigError(f"{name}={getattr(r, name)} must be at least 1.")
+    for name in ("train_vllm_share", "bench_vllm_share", "serve_vllm_share"):
+        if not 0 < getattr(r, name) < 1:
+            raise ConfigError(f"{name}={getattr(r, name)} must lie between 0 and 1.")
+    if not 0 < r.train_share < 1:
+        raise ConfigError(
+            f"train_share={r.train_share} must lie between 0 and 1: the rest validates."
+        )
+    if not r.bench_n or min(r.bench_n) < 0:
+        raise ConfigError(f"bench_n={r.bench_n} must list numbers of drafted tokens, 0 or more.")
+    if r.lr <= 0:
+        raise ConfigError(f"lr={r.lr} must be positive.")
+    try:
+        sampling = json.loads(r.regenerate_sampling)
+    except ValueError:
+        sampling = None
+    if not isinstance(sampling, dict):
+        raise ConfigError(f"regenerate_sampling={r.regenerate_sampling!r} must be a JSON object.")

@@ -1,0 +1,229 @@
+"""Fine-tune an EAGLE-3 drafter for an abliterated Gemma 4, from prompts to a serving command.
+
+    python -m recipes.gemma4_abliterated                       # the miniature, start to end
+    python -m recipes.gemma4_abliterated plan --preset dgx-spark
+    python -m recipes.gemma4_abliterated all  --preset dgx-spark --run-dir runs/round1
+
+Each stage (`regenerate`, `prepare`, `train`, `bench`, `serve`) is one command, reads what the one
+before wrote, and continues where it stopped. `all` runs what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recipes import plan as planning
+from recipes.config import PRESETS, ConfigError, Recipe, resolve
+from recipes.display import Display
+from recipes.process import StageError
+from recipes.run_folder import RunFolder
+from recipes.upstream import UpstreamError
+from recipes.vllm_server import ServerError
+
+app = typer.Typer(
+    help=__doc__,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", help="Folder of the run [default: runs/PRESET].")
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help=f"One of {', '.join(PRESETS)} [default: the run folder's, else miniature].",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value over preset and file; see `settings`. Repeatable."),
+]
+Config = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file of settings.")]
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """One sentence and an exit code for what can go wrong; tracebacks only for our own bugs."""
+    from benchmarks.acceptance import BenchError
+
+    def terminate(signum: int, _frame: object) -> None:
+        raise SystemExit(128 + signum)
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, terminate)
+    try:
+        yield
+    except (ConfigError, UpstreamError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except StageError as e:
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(e.exit_code) from None
+    except (ServerError, BenchError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _resolve(
+    run_dir: Path | None, preset: str | None, config: Path | None, assignments: list[str] | None
+) -> tuple[Recipe, dict[str, str], RunFolder, str]:
+    """Settings and folder of this call; without --preset a run folder's own settings hold."""
+    recorded = run_dir / "config.json" if run_dir is not None else None
+    if preset is None and recorded is not None and recorded.exists():
+        saved = json.loads(recorded.read_text("utf-8"))
+        preset = str(saved["preset"])
+        recipe, origin = resolve(preset, recorded, [])
+        origin = {**saved["origin"]}
+        if config is not None or assignments:
+            merged = [f"{name}={_as_text(value)}" for name, value in saved["settings"].items()]
+            recipe, changed = resolve(preset, config, [*merged, *(assignments or [])])
+            explicit = {a.partition("=")[0].strip() for a in assignments or []}
+            origin.update({k: v for k, v in changed.items() if k in explicit})
+    else:
+        preset = preset or "miniature"
+        recipe, origin = resolve(preset, config, assignments or [])
+    return recipe, origin, RunFolder((run_dir or Path("runs") / preset).absolute()), preset
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _run(
+    names: list[str],
+    run_dir: Path | None,
+    preset: str | None,
+    config: Path | None,
+    assignments: list[str] | None,
+) -> None:
+    from recipes import stages
+    from recipes.servers import ServerPool
+
+    with _clear_errors():
+        recipe, origin, run, preset = _resolve(run_dir, preset, config, assignments)
+        run.write_config(preset, recipe.to_json(), origin)
+        display = Display()
+        pool = ServerPool(run.root / "logs", display.line, recipe.start_timeout)
+        try:
+            with pool:
+                ctx = stages.Context(recipe, run, display, pool)
+                if preset == "miniature":
+                    from recipes.miniature import pipeline
+
+                    pipeline.run(ctx, names)
+                else:
+                    for name in names:
+                        stages.STAGES[name](ctx)
+        finally:
+            display.close()
+
+
+def _stage_command(name: str, help_text: str) -> None:
+    def command(
+        run_dir: RunDir = None, preset: Preset = None, config: Config = None, set_: Set = None
+    ) -> None:
+        _run([name], run_dir, preset, config, set_)
+
+    app.command(name, help=help_text)(command)
+
+
+_stage_command("regenerate", "The body answers the prompts (its own words are what is learnt).")
+_stage_command("prepare", "Answers -> packed training rows and token frequencies.")
+_stage_command("train", "Fine-tune the drafter on the body's hidden states.")
+_stage_command("bench", "Acceptance by position and tok/s for each number of drafted tokens.")
+
+
+@app.command(name="all")
+def all_(
+    run_dir: RunDir = None, preset: Preset = None, config: Config = None, set_: Set = None
+) -> None:
+    """Every stage that is not done yet, in order."""
+    _run(["regenerate", "prepare", "train", "bench", "serve"], run_dir, preset, config, set_)
+
+
+@app.command()
+def serve(
+    run_dir: RunDir = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    run: Annotated[
+        bool, typer.Option("--run", help="Become the server instead of printing.")
+    ] = False,
+) -> None:
+    """Print the production command for the trained drafter, or run it."""
+    from recipes import stages
+    from recipes.vllm_server import command
+
+    with _clear_errors():
+        recipe, _, folder, name = _resolve(run_dir, preset, config, set_)
+        if name == "miniature":
+            from recipes.miniature import pipeline
+
+            recipe = pipeline.with_bodies(recipe, folder)
+        argv = command(stages.production_spec(recipe, folder))
+        print(shlex.join(argv))
+        if run:
+            sys.stdout.flush()
+            os.execv(argv[0], argv)
+
+
+@app.command()
+def plan(
+    run_dir: RunDir = None, preset: Preset = None, config: Config = None, set_: Set = None
+) -> None:
+    """What each stage would run and cost. Starts nothing, needs neither vLLM nor a GPU."""
+    with _clear_errors():
+        recipe, _, folder, name = _resolve(run_dir, preset, config, set_)
+        if name == "miniature":
+            from recipes.miniature import pipeline
+
+            recipe = pipeline.with_bodies(recipe, folder, missing_ok=True)
+        print(f"preset: {name}")
+        for package, version in planning.versions().items():
+            print(f"{package}: {version}")
+        for line in planning.notes(recipe, folder.root):
+            print(line)
+        for line in planning.render(planning.make_plan(recipe, folder, name)):
+            print(line)
+
+
+@app.command()
+def settings(
+    run_dir: RunDir = None, preset: Preset = None, config: Config = None, set_: Set = None
+) -> None:
+    """Every setting: its value, where that came from, what it means."""
+    with _clear_errors():
+        recipe, origin, _, name = _resolve(run_dir, preset, config, set_)
+        print(f"# preset {name}")
+        for key, value, doc in recipe.describe():
+            print(f"{key} = {value!r}  # {doc} [{origin.get(key, 'published default')}]")
+
+
+def main() -> None:
+    """Entry point; a bare call runs the miniature, which needs minutes and no download."""
+    if len(sys.argv) == 1:
+        sys.argv += ["all", "--preset", "miniature"]
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Running one upstream command: its output into a log file, Ctrl+C passed on, its exit code kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from recipes.run_folder import RunFolder
+
+
+class StageError(RuntimeError):
+    """A stage cannot go on. `exit_code` is what the process should leave with."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def last_lines(log: Path, count: int = 12) -> str:
+    """The end of a log, for an error message."""
+    try:
+        lines = log.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(lines[-count:])
+
+
+def run_command(
+    run: RunFolder,
+    stage: str,
+    argv: list[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    watch: Callable[[], None] | None = None,
+    grace_s: float = 120.0,
+) -> None:
+    """Run `argv` until it ends; output goes to `logs/<stage>.log`, the call into commands.jsonl.
+
+    An interrupt (Ctrl+C, SIGTERM) is passed on to the command once, which then has `grace_s`
+    seconds to save its work; a second interrupt ends it at once.
+
+    Args:
+        watch: called about twice a second while the command runs (progress; may raise to stop it).
+
+    Raises:
+        StageError: the command failed; the message holds the end of its log.
+        KeyboardInterrupt: after an interrupted command has ended.
+    """
+    log = run.log(stage)
+    start = time.monotonic()
+    with log.open("ab") as out:
+        # Its own session: a terminal's Ctrl+C reaches the command through us, and only once.
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                if watch is not None:
+                    watch()
+                time.sleep(0.3)
+        except BaseException:
+            _stop(process, grace_s)
+            run.record_command(stage, argv, process.returncode, time.monotonic() - start)
+            raise
+    run.record_command(stage, argv, process.returncode, time.monotonic() - start)
+    if process.returncode != 0:
+        code = process.returncode if process.returncode > 0 else 128 - process.returncode
+        raise StageError(
+            f"{stage} failed with exit code {code}. The end of {log}:\n{last_lines(log)}", code
+        )
+
+
+def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """SIGINT, then SIGKILL after `grace_s` or at a second interrupt, to the command's group."""
+    if process.poll() is not None:
+        return
+    try:
+        os.kill(process.pid, signal.SIGINT)
+        process.wait(grace_s)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        pass
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,81 @@
+"""Which vLLM server each stage needs: pure functions from the settings to a server's description."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recipes.config import Recipe
+from recipes.vllm_server import ServerSpec
+
+
+def plain_server(recipe: Recipe, name: str = "body") -> ServerSpec:
+    """The body alone: answers prompts, and is the bench's arm without speculation."""
+    return ServerSpec(
+        name=name,
+        model=recipe.body,
+        max_model_len=recipe.bench_max_model_len,
+        dtype=recipe.dtype,
+        gpu_memory_utilization=recipe.bench_vllm_share,
+        extra_args=serving_flags(recipe),
+    )
+
+
+def extraction_server(recipe: Recipe, folder: Path, name: str = "extraction") -> ServerSpec:
+    """The body as a producer of hidden states, written as files into `folder`."""
+    return ServerSpec(
+        name=name,
+        model=recipe.body,
+        extraction_layers=recipe.target_layers,
+        extraction_folder=folder,
+        max_model_len=recipe.train_max_model_len,
+        dtype=recipe.dtype,
+        gpu_memory_utilization=recipe.train_vllm_share,
+        extra_args=recipe.vllm_extra,
+    )
+
+
+def drafting_server(recipe: Recipe, drafter: Path, n: int, name: str) -> ServerSpec:
+    """The body with `drafter` proposing `n` tokens a step."""
+    return ServerSpec(
+        name=name,
+        model=recipe.body,
+        speculative_config={
+            "method": "eagle3",
+            "model": str(drafter),
+            "num_speculative_tokens": n,
+        },
+        max_model_len=recipe.bench_max_model_len,
+        dtype=recipe.dtype,
+        gpu_memory_utilization=recipe.bench_vllm_share,
+        extra_args=serving_flags(recipe),
+    )
+
+
+def production_server(recipe: Recipe, drafter: Path) -> ServerSpec:
+    """The published production command, with this run's drafter."""
+    tools = (
+        ("--enable-auto-tool-choice", "--tool-call-parser", recipe.tool_parser)
+        if recipe.tool_parser
+        else ()
+    )
+    return ServerSpec(
+        name="serve",
+        model=recipe.body,
+        port=recipe.serve_port,
+        speculative_config={
+            "method": "eagle3",
+            "model": str(drafter),
+            "num_speculative_tokens": recipe.num_speculative_tokens,
+        },
+        max_model_len=recipe.serve_max_model_len,
+        dtype=recipe.dtype,
+        gpu_memory_utilization=recipe.serve_vllm_share,
+        extra_args=(*serving_flags(recipe), *tools),
+    )
+
+
+def serving_flags(recipe: Recipe) -> tuple[str, ...]:
+    flags = ["--kv-cache-dtype", recipe.kv_cache_dtype]
+    if recipe.prefix_caching:
+        flags.append("--enable-prefix-caching")
+    return (*flags, *recipe.vllm_extra)

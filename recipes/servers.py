@@ -1,0 +1,68 @@
+"""The vLLM servers of one run: started when needed or ahead of time, always stopped at the end.
+
+Starting a server takes half a minute, most of it imports. A stage that knows what the next one
+needs may `prestart` it, so that it comes up while something else runs; `lease` then only waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from recipes.vllm_server import Endpoint, Server, ServerSpec, attach
+
+
+class ServerPool:
+    """Servers by what they are; leaving the `with` block stops every one of them."""
+
+    def __init__(
+        self, logs: Path, say: Callable[[str], None], start_timeout_s: float = 1800.0
+    ) -> None:
+        self._logs = logs
+        self._say = say
+        self._start_timeout_s = start_timeout_s
+        self._running: dict[str, Server] = {}
+
+    def prestart(self, *specs: ServerSpec) -> None:
+        """Begin starting servers and return at once; already started ones are left alone."""
+        for spec in specs:
+            if spec.name not in self._running:
+                server = Server(spec, log=self._logs / f"vllm-{spec.name}.log")
+                server.start()
+                self._running[spec.name] = server
+
+    @contextmanager
+    def lease(
+        self, spec: ServerSpec, endpoint: str = "", *, keep: bool = False
+    ) -> Iterator[Endpoint]:
+        """A ready server for the block; stopped after it unless `keep`.
+
+        Args:
+            endpoint: a server that the user runs; it is probed and used instead, never stopped.
+
+        Raises:
+            ServerError: it does not start, or it is not what `spec` describes.
+        """
+        if endpoint:
+            yield attach(endpoint, spec)
+            return
+        self.prestart(spec)
+        server = self._running[spec.name]
+        try:
+            yield server.wait_ready(self._start_timeout_s, say=self._say)
+        finally:
+            if not keep:
+                self.stop(spec.name)
+
+    def stop(self, *names: str) -> None:
+        for name in names:
+            server = self._running.pop(name, None)
+            if server is not None:
+                server.stop()
+
+    def __enter__(self) -> ServerPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(*list(self._running))

@@ -1,0 +1,213 @@
+"""The only place that knows upstream's entrypoints: which exist in which version, and their flags.
+
+Every function returns an argv that runs upstream's own code with the overlay's patches active.
+Entrypoints that can be imported exist since speculators 0.8 (`speculators.cli`,
+`speculators.train.cli`); before that they were scripts in the git repository.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from packaging.version import Version
+
+from recipes.config import Recipe
+
+FIRST_WITH_ENTRYPOINTS = Version("0.8.0")
+
+
+class UpstreamError(RuntimeError):
+    """The installed upstream cannot run the recipe; the message says what to install."""
+
+
+def installed(distribution: str) -> Version | None:
+    """Version of an installed distribution, without importing it."""
+    try:
+        return Version(importlib.metadata.version(distribution))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def require_entrypoints() -> Version:
+    """The installed speculators version, if the recipe's stages can call it.
+
+    Raises:
+        UpstreamError: speculators is missing or older than 0.8.
+    """
+    version = installed("speculators")
+    if version is None:
+        raise UpstreamError("speculators is not installed: pip install 'speculators==0.9.0'.")
+    if version < FIRST_WITH_ENTRYPOINTS:
+        raise UpstreamError(
+            f"speculators {version} has no importable entrypoints: the recipe needs 0.8 or newer "
+            "(pip install 'speculators==0.9.0'). The patches still work with its git scripts: "
+            "python -m speculators_patches run path/to/scripts/train.py -- ARGS."
+        )
+    return version
+
+
+def _patched(module: str, arguments: Sequence[str]) -> list[str]:
+    return [
+        sys.executable, "-m", "speculators_patches", "run", "--module", module, "--", *arguments,
+    ]  # fmt: skip
+
+
+def loss_implementation(recipe: Recipe) -> tuple[str, str]:
+    """The loss kernel to ask for, and why.
+
+    The fused loss needs an accelerator, and dies under torch 2.11 (dynamo: "ListVariable ...
+    already tracked for mutation").
+    """
+    if recipe.loss_implementation != "auto":
+        return recipe.loss_implementation, "as set"
+    torch = installed("torch")
+    if not has_accelerator():
+        return "eager", "no accelerator: the fused loss needs one"
+    if torch is not None and torch.release[:2] == (2, 11):
+        return "eager", f"the fused loss fails under torch {torch}"
+    return "fused", "upstream's default"
+
+
+def has_accelerator() -> bool:
+    """Whether a GPU driver is present; does not import torch, so that `plan` stays quick."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+
+
+def regenerate(recipe: Recipe, *, endpoint: str, outfile: Path, limit: int) -> list[str]:
+    """argv: the body answers `limit` more prompts, appended with token ids and masks to `outfile`.
+
+    Always resumes: upstream skips the conversations already in `outfile`.
+    """
+    return _patched(
+        "speculators",
+        [
+            "regenerate-responses",
+            "--endpoint", f"{endpoint}/v1/chat/completions",
+            "--dataset", recipe.prompts,
+            "--limit", str(limit),
+            "--concurrency", str(recipe.regenerate_concurrency),
+            "--max-tokens", str(recipe.regenerate_max_tokens),
+            "--sampling-params", recipe.regenerate_sampling,
+            "--outfile", str(outfile),
+            "--resume",
+        ],
+    )  # fmt: skip
+
+
+def prepare(recipe: Recipe, *, responses: Path, output: Path) -> list[str]:
+    """argv: rows with token ids -> an Arrow data set and token frequencies.
+
+    The frequencies are asked for: since 0.9 upstream skips them unless told otherwise, and then
+    ignores --draft-vocab-size in training. No --render-endpoint: the rows carry their token ids.
+    """
+    arguments = [
+        "prepare-data",
+        "--model", recipe.body,
+        "--data", str(responses),
+        "--output", str(output),
+        "--seq-length", str(recipe.seq_len),
+        "--seed", str(recipe.seed),
+        "--num-preprocessing-workers", "1" if recipe.samples <= 2000 else "8",
+        "--no-skip-token-freq",
+    ]  # fmt: skip
+    if recipe.minimum_valid_tokens is not None:
+        arguments += ["--minimum-valid-tokens", str(recipe.minimum_valid_tokens)]
+    return _patched("speculators", arguments)
+
+
+def extract_offline(recipe: Recipe, *, endpoint: str, data: Path, output: Path) -> list[str]:
+    """argv: every row's hidden states into files, so that training needs no vLLM beside it."""
+    return _patched(
+        "speculators",
+        [
+            "generate-offline-data",
+            "--preprocessed-data", str(data),
+            "--endpoint", f"{endpoint}/v1",
+            "--model", recipe.body,
+            "--output", str(output),
+            "--concurrency", "8",
+            "--validate-outputs",
+            "--fail-on-error",
+        ],
+    )  # fmt: skip
+
+
+def train(
+    recipe: Recipe, *, data: Path, output: Path, logs: Path, endpoint: str | None
+) -> list[str]:
+    """argv: upstream's trainer. `endpoint` is None when the hidden states lie beside the data.
+
+    A started drafter brings its own draft vocabulary. Asking upstream for --draft-vocab-size as
+    well would build another mapping from the new data and lay it over the old output head, row
+    by row wrong; so the flag is passed for fresh drafters only.
+    """
+    arguments = [
+        "--speculator-type", "eagle3",
+        "--verifier-name-or-path", recipe.body,
+        "--data-path", str(data),
+        "--save-path", str(output),
+        "--log-dir", str(logs),
+        "--total-seq-len", str(recipe.seq_len),
+        "--train-data-ratio", str(recipe.train_share),
+        "--epochs", str(recipe.epochs),
+        "--optimizer", recipe.optimizer,
+        "--lr", str(recipe.lr),
+        "--scheduler-type", recipe.scheduler,
+        "--ttt-steps", str(recipe.ttt_steps),
+        "--seed", str(recipe.seed),
+        "--loss-implementation", loss_implementation(recipe)[0],
+    ]  # fmt: skip
+    if recipe.optimizer == "muon":
+        arguments += ["--muon-lr", str(recipe.lr)]
+    if not has_accelerator():
+        arguments += ["--draft-attn-impl", "sdpa"]
+    if recipe.draft_start:
+        arguments += ["--from-pretrained", recipe.draft_start]
+    else:
+        arguments += ["--target-layer-ids", *map(str, recipe.target_layers)]
+        if recipe.draft_vocab_size is not None:
+            arguments += ["--draft-vocab-size", str(recipe.draft_vocab_size)]
+    if endpoint is None:
+        arguments += ["--on-missing", "raise"]
+    else:
+        arguments += [
+            "--on-missing", "generate",
+            "--vllm-endpoint", f"{endpoint}/v1",
+            "--request-timeout", str(recipe.request_timeout),
+            "--max-retries", str(recipe.max_retries),
+        ]  # fmt: skip
+    if recipe.num_workers is not None:
+        arguments += ["--num-workers", str(recipe.num_workers)]
+    return _patched("speculators.train", [*arguments, *recipe.train_extra])
+
+
+def newest_drafter(checkpoints: Path) -> Path:
+    """The folder vLLM can load: `checkpoint_best` if upstream made one, else the last epoch's.
+
+    Raises:
+        FileNotFoundError: there is no finished epoch.
+    """
+    best = checkpoints / "checkpoint_best"
+    if (best / "model.safetensors").exists():
+        return best.resolve()
+    epochs = sorted(
+        (p for p in checkpoints.glob("*") if p.name.isdigit() and not p.is_symlink()),
+        key=lambda p: int(p.name),
+    )
+    for folder in reversed(epochs):
+        if (folder / "model.safetensors").exists():
+            return folder
+    raise FileNotFoundError(f"{checkpoints} holds no trained drafter: run `train` first.")
+
+
+def is_finished(checkpoints: Path, epochs: int) -> bool:
+    """Whether upstream saved the end of the last epoch (not the middle of it)."""
+    folder = checkpoints / str(epochs - 1)
+    state = folder / "training_state.json"
+    if not (folder / "model.safetensors").exists() or not state.exists():
+        return False
+    return bool(json.loads(state.read_text("utf-8")).get("local_step") == 0)
