@@ -203,13 +203,14 @@ def _live_problems(patch: Patch, allowed: bool) -> list[str]:
             owner, name = _locate(target)
             raw = _state.originals.get(target.path, vars(owner).get(name))
         except (ImportError, AttributeError) as error:
-            problems.append(f"{target.path} cannot be imported: {error}")
+            first_line = str(error).partition("\n")[0]
+            problems.append(f"{target.module} does not import: {first_line}")
             continue
         if raw is None and name not in vars(owner):
             problems.append(f"{target.path} exists in the source but not at run time")
         elif not target.observed and not allowed and _is_foreign(_plain(raw), target):
             problems.append(f"{target.path} was already replaced at run time by other code")
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def _is_foreign(obj: object, target: Target) -> bool:
