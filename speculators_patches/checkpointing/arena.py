@@ -1,0 +1,91 @@
+"""Host memory that a step's tensors are copied into: allocated once, pinned for an accelerator.
+
+The copies are queued on the accelerator's current stream, so they read the tensors before any later
+step changes them, and the training thread does not wait; the writer thread waits for the event.
+On the CPU the copy is done when `copy_in` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from speculators_patches.checkpointing import tensorfile
+
+
+class Filled:
+    """One state in the arena: a safetensors file's header and data, as they will be on disk."""
+
+    def __init__(self, head: bytes, data: torch.Tensor, event: torch.Event | None):
+        self._head = head
+        self._data = data
+        self._event = event
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self._head) + self._data.numel()
+
+    def chunks(self) -> list[bytes | memoryview]:
+        """The file's bytes; waits until the copies are done. Call it from the writer thread."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [self._head, self._data.numpy().data]
+
+
+class Arena:
+    """Reusable host memory, one state at a time; grows when a state does not fit."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+        self._registered = False
+
+    def copy_in(self, tensors: Mapping[str, torch.Tensor]) -> Filled:
+        """Copy `tensors` (any devices, any strides; dtype kept) in file order.
+
+        The caller must have finished with what `copy_in` returned before.
+        """
+        names = tensorfile.order(tensors)
+        head = tensorfile.header(names, tensors)
+        total = sum(t.numel() * t.element_size() for t in tensors.values())
+        device = next((t.device for t in tensors.values() if t.device.type != "cpu"), None)
+        self._reserve(total, device)
+        offset = 0
+        with torch.no_grad():
+            for name in names:
+                source = tensors[name].detach()
+                end = offset + source.numel() * source.element_size()
+                target = self._memory[offset:end].view(source.dtype).view(source.shape)
+                target.copy_(source, non_blocking=True)
+                offset = end
+        event = None
+        if device is not None:
+            event = torch.Event(device.type)
+            event.record()
+        return Filled(head, self._memory[:total], event)
+
+    def _reserve(self, size: int, device: torch.device | None) -> None:
+        if self._memory.numel() >= size:
+            return
+        self.release()
+        if device is None:
+            self._memory = torch.empty(size, dtype=torch.uint8)
+            # Touch every page now: the first save should not pay for them.
+            self._memory.zero_()
+        elif device.type == "cuda":
+            # torch's own pinned allocator rounds up to a power of two (1.2 GB would cost 2 GB).
+            memory = torch.empty(size, dtype=torch.uint8)
+            status = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0)
+            self._registered = int(status) == 0
+            self._memory = memory if self._registered else memory.pin_memory()
+        else:
+            self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def release(self) -> None:
+        """Give the memory back."""
+        if self._registered:
+            torch.cuda.synchronize()
+            torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())
+            self._registered = False
+        self._memory = torch.empty(0, dtype=torch.uint8)
