@@ -116,6 +116,7 @@ def _run(
 ) -> None:
     from recipes import stages
     from recipes.servers import ServerPool
+    from recipes.stage import Context
 
     with _clear_errors():
         recipe, origin, run, preset = _resolve(run_dir, preset, config, assignments)
@@ -124,7 +125,7 @@ def _run(
         pool = ServerPool(run.root / "logs", display.line, recipe.start_timeout)
         try:
             with pool:
-                ctx = stages.Context(recipe, run, display, pool)
+                ctx = Context(recipe, run, display, pool)
                 if preset == "miniature":
                     from recipes.miniature import pipeline
 
@@ -196,7 +197,7 @@ def plan(
         if name == "miniature":
             from recipes.miniature import pipeline
 
-            recipe = pipeline.with_bodies(recipe, folder, missing_ok=True)
+            recipe = pipeline.with_bodies(recipe, folder, planning=True)
         print(f"preset: {name}")
         for package, version in planning.versions().items():
             print(f"{package}: {version}")

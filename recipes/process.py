@@ -1,4 +1,4 @@
-"""Running one upstream command: its output into a log file, Ctrl+C passed on, its exit code kept."""
+"""Running one upstream command: output into a log, Ctrl+C passed on, exit code kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which vLLM server each stage needs: pure functions from the settings to a server's description."""
+"""Which vLLM server each stage needs: pure functions of the settings."""
 
 from __future__ import annotations
 

@@ -52,8 +52,13 @@ class ServerPool:
         try:
             yield server.wait_ready(self._start_timeout_s, say=self._say)
         finally:
-            if not keep:
-                self.stop(spec.name)
+            self.stop(spec.name)
+
+    def start_all(self, specs: list[ServerSpec]) -> None:
+        """Start servers side by side and return when every one of them is ready."""
+        self.prestart(*specs)
+        for spec in specs:
+            self._running[spec.name].wait_ready(self._start_timeout_s, say=self._say)
 
     def stop(self, *names: str) -> None:
         for name in names:

@@ -79,15 +79,21 @@ def install_gpu(python: Path) -> None:
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
-        raise SystemExit(f"error: Python 3.11 or newer is needed; this is {sys.version.split()[0]}.")
+    if sys.version_info < (3, 11):  # noqa: UP036  (run by whatever python3 is there)
+        raise SystemExit(
+            f"error: Python 3.11 or newer is needed; this is {sys.version.split()[0]}."
+        )
     venv = Path(sys.argv[1] if len(sys.argv) > 1 else ".venv").absolute()
     gpu = has_gpu()
-    wanted = ("gpu" if gpu else "cpu") + "\n" + LOCK.read_text() + (ROOT / "pyproject.toml").read_text()
+    wanted = (
+        ("gpu" if gpu else "cpu") + "\n" + LOCK.read_text() + (ROOT / "pyproject.toml").read_text()
+    )
     mark = venv / ".speculators-patches"
     if mark.exists() and mark.read_text() == wanted:
         return
-    print(f"setting up {venv} for a machine {'with' if gpu else 'without'} an NVIDIA GPU", flush=True)
+    print(
+        f"setting up {venv} for a machine {'with' if gpu else 'without'} an NVIDIA GPU", flush=True
+    )
     shutil.rmtree(venv, ignore_errors=True)
     run(sys.executable, "-m", "venv", venv)
     (install_gpu if gpu else install_cpu)(venv / "bin" / "python")

@@ -9,73 +9,26 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.acceptance import Measurement, Prompt, load_prompts, measure
+from benchmarks.acceptance import measure
 from recipes import upstream
+from recipes.bench_stage import bench, bench_prompts
 from recipes.config import Recipe
-from recipes.display import Activity, Display
-from recipes.process import StageError, run_command
-from recipes.run_folder import RunFolder, digest, file_digest, write_atomically
-from recipes.servers import ServerPool
-from recipes.server_specs import (
-    drafting_server,
-    extraction_server,
-    plain_server,
-    production_server,
-    serving_flags,
+from recipes.process import StageError
+from recipes.run_folder import RunFolder, file_digest, write_atomically
+from recipes.server_specs import extraction_server, plain_server, production_server
+from recipes.stage import (
+    Context,
+    body_identity,
+    extraction_folder,
+    require,
+    stage,
+    trained_drafter,
 )
 from recipes.vllm_server import ServerSpec, command
-
-SMOKE_PROMPTS = Path(__file__).parent.parent / "benchmarks" / "workloads" / "smoke.jsonl"
-
-
-@dataclass
-class Context:
-    """What the stages of one run share."""
-
-    recipe: Recipe
-    run: RunFolder
-    display: Display
-    servers: ServerPool
-    # Checks that an answer is readable text; the miniature knows its own vocabulary.
-    expected: dict[str, float] = field(default_factory=dict)
-
-
-# ---- stages --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _stage(ctx: Context, name: str, made_from: dict[str, Any]) -> Iterator[_Work | None]:
-    """Yields None when the stage is done already; else its work, which must call `finish`."""
-    if ctx.run.is_done(name, made_from):
-        ctx.display.line(f"{name}: already done from the same inputs, nothing to do")
-        yield None
-        return
-    folder = ctx.run.begin(name, made_from)
-    with ctx.display.activity(name, ctx.expected.get(name)) as activity:
-        yield _Work(ctx, name, made_from, folder, activity, time.monotonic())
-
-
-@dataclass
-class _Work:
-    ctx: Context
-    name: str
-    made_from: dict[str, Any]
-    folder: Path
-    activity: Activity
-    start: float
-
-    def finish(self, **results: Any) -> None:
-        self.ctx.run.finish(self.name, self.made_from, time.monotonic() - self.start, **results)
-
-    def command(self, argv: list[str], watch: Callable[[], None] | None = None) -> None:
-        run_command(self.ctx.run, self.name, argv, watch=watch)
 
 
 def regenerate(ctx: Context) -> None:
@@ -90,7 +43,7 @@ def regenerate(ctx: Context) -> None:
         "max_tokens": recipe.regenerate_max_tokens,
         "sampling": recipe.regenerate_sampling,
     }
-    with _stage(ctx, "regenerate", made_from) as work:
+    with stage(ctx, "regenerate", made_from) as work:
         if work is None:
             return
         outfile = work.folder / "responses.jsonl"
@@ -107,7 +60,9 @@ def regenerate(ctx: Context) -> None:
             )
 
         if missing > 0:
-            with ctx.servers.lease(plain_server(recipe), recipe.regenerate_endpoint) as server:
+            with ctx.servers.lease(
+                plain_server(recipe, ctx.label + "body"), recipe.regenerate_endpoint
+            ) as server:
                 work.command(
                     upstream.regenerate(
                         recipe, endpoint=server.base_url, outfile=outfile, limit=missing
@@ -147,7 +102,7 @@ def prepare(ctx: Context) -> None:
     """Answers -> packed training rows and token frequencies. Needs no server."""
     upstream.require_entrypoints()
     recipe = ctx.recipe
-    source = _require(ctx.run, "regenerate")
+    source = require(ctx.run, "regenerate")
     made_from = {
         "responses": source["output"],
         "body": body_identity(recipe.body),
@@ -155,7 +110,7 @@ def prepare(ctx: Context) -> None:
         "minimum_valid_tokens": recipe.minimum_valid_tokens,
         "seed": recipe.seed,
     }
-    with _stage(ctx, "prepare", made_from) as work:
+    with stage(ctx, "prepare", made_from) as work:
         if work is None:
             return
         # Upstream takes any .arrow file for a finished data set, so it works in a staging folder.
@@ -180,7 +135,7 @@ def train(ctx: Context) -> None:
     """Upstream's trainer on the body's hidden states. Continues where it stopped."""
     upstream.require_entrypoints()
     recipe = ctx.recipe
-    source = _require(ctx.run, "prepare")
+    source = require(ctx.run, "prepare")
     made_from = {
         "dataset": source["output"],
         "body": body_identity(recipe.body),
@@ -188,12 +143,22 @@ def train(ctx: Context) -> None:
         **{
             name: getattr(recipe, name)
             for name in (
-                "draft_vocab_size target_layers seq_len epochs optimizer lr scheduler ttt_steps "
-                "train_share seed hidden_states train_extra"
-            ).split()
+                "draft_vocab_size",
+                "target_layers",
+                "seq_len",
+                "epochs",
+                "optimizer",
+                "lr",
+                "scheduler",
+                "ttt_steps",
+                "train_share",
+                "seed",
+                "hidden_states",
+                "train_extra",
+            )
         },
     }
-    with _stage(ctx, "train", made_from) as work:
+    with stage(ctx, "train", made_from) as work:
         if work is None:
             return
         data = ctx.run.stage_dir("prepare") / "dataset"
@@ -218,9 +183,8 @@ def train(ctx: Context) -> None:
             )
 
         def lease() -> Any:
-            return ctx.servers.lease(
-                extraction_server(recipe, hidden_states), recipe.train_endpoint
-            )
+            (spec,) = servers_of(ctx, "train")
+            return ctx.servers.lease(spec, recipe.train_endpoint)
 
         if recipe.hidden_states == "offline":
             cached = data / "hidden_states"
@@ -248,85 +212,12 @@ def train(ctx: Context) -> None:
         )
 
 
-def bench(ctx: Context) -> list[Measurement]:
-    """Acceptance and tok/s for each n, through the chat endpoint, one server after the other."""
-    recipe = ctx.recipe
-    drafter = trained_drafter(ctx.run)
-    prompts = bench_prompts(recipe)
-    made_from = {
-        "drafter": _require(ctx.run, "train")["output"],
-        "body": body_identity(recipe.body),
-        "prompts": digest([(p.id, p.kind, p.messages) for p in prompts]),
-        "n": recipe.bench_n,
-        "temperatures": recipe.bench_temperatures,
-        "max_tokens": recipe.bench_max_tokens,
-        "serving": serving_flags(recipe),
-    }
-    results_file = ctx.run.stage_dir("bench") / "measurements.json"
-    with _stage(ctx, "bench", made_from) as work:
-        if work is None:
-            return read_measurements(results_file)
-        measured: list[Measurement] = []
-        for n in recipe.bench_n:
-            spec = (
-                plain_server(recipe)
-                if n == 0
-                else drafting_server(recipe, drafter, n, f"bench-n{n}")
-            )
-            measured += measure_arm(
-                ctx,
-                work.activity,
-                spec,
-                prompts,
-                arm="no speculation" if n == 0 else "drafter",
-                n=n,
-            )
-        write_atomically(results_file, json.dumps([m.to_json() for m in measured], indent=1))
-        work.finish(output=file_digest(results_file))
-    return measured
-
-
-def measure_arm(
-    ctx: Context,
-    activity: Activity,
-    spec: ServerSpec,
-    prompts: list[Prompt],
-    *,
-    arm: str,
-    n: int,
-) -> list[Measurement]:
-    """All kinds and temperatures of one server."""
-    measured: list[Measurement] = []
-    with ctx.servers.lease(spec) as server:
-        for temperature in ctx.recipe.bench_temperatures:
-
-            def show(done: int, total: int, temperature: float = temperature) -> None:
-                activity.update(f"{arm}, n = {n}, T = {temperature}: {done} of {total} prompts")
-
-            measured += measure(
-                server.base_url,
-                server.model,
-                prompts,
-                arm=arm,
-                n=n,
-                temperature=temperature,
-                max_tokens=ctx.recipe.bench_max_tokens,
-                progress=show,
-            )
-    return measured
-
-
-def read_measurements(path: Path) -> list[Measurement]:
-    rows = json.loads(path.read_text("utf-8"))
-    return [Measurement.from_json(row) for row in rows]
-
-
 def serve(ctx: Context) -> None:
-    """Write the production command; start it once and have it answer, so that it is known to run."""
+    """Write the production command; start it once and have it answer."""
     recipe = ctx.recipe
     spec = production_spec(recipe, ctx.run)
-    made_from = {"drafter": _require(ctx.run, "train")["output"], "command": command(spec)}
-    with _stage(ctx, "serve", made_from) as work:
+    made_from = {"drafter": require(ctx.run, "train")["output"], "command": command(spec)}
+    with stage(ctx, "serve", made_from) as work:
         if work is None:
             return
         script = work.folder / "serve.sh"
@@ -346,6 +237,16 @@ def serve(ctx: Context) -> None:
     ctx.display.line(f"serve with: {script}")
 
 
+def servers_of(ctx: Context, name: str) -> list[ServerSpec]:
+    """The servers that the recipe itself starts for a stage before the bench."""
+    if name == "regenerate" and not ctx.recipe.regenerate_endpoint:
+        return [plain_server(ctx.recipe, ctx.label + "body")]
+    if name == "train" and not ctx.recipe.train_endpoint:
+        folder = extraction_folder(ctx.run)
+        return [extraction_server(ctx.recipe, folder, ctx.label + "extraction")]
+    return []
+
+
 def production_spec(recipe: Recipe, run: RunFolder) -> ServerSpec:
     """The production server of this run's drafter."""
     return production_server(recipe, trained_drafter(run))
@@ -360,43 +261,11 @@ STAGES: dict[str, Callable[[Context], object]] = {
 }
 
 
-# ---- what the stages know of each other's folders ------------------------------------------------
-
-
-def trained_drafter(run: RunFolder) -> Path:
-    """The folder of the drafter that `train` finished."""
-    return run.root / str(_require(run, "train")["drafter"])
-
-
-def bench_prompts(recipe: Recipe) -> list[Prompt]:
-    return load_prompts(Path(recipe.bench_prompts) if recipe.bench_prompts else SMOKE_PROMPTS)
-
-
-def extraction_folder(run: RunFolder) -> Path:
-    """Where vLLM leaves hidden states for the trainer; emptied by the trainer as it reads."""
-    return run.stage_dir("hidden_states")
-
-
-def body_identity(name: str) -> str:
-    """A hub id stands for itself; a local folder for the bytes of its weights and configuration."""
-    folder = Path(name)
-    if not name or not folder.is_dir():
-        return name
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
-    return digest([(f.name, file_digest(f)) for f in files])
-
-
-def _require(run: RunFolder, stage: str) -> dict[str, Any]:
-    manifest = run.manifest(stage)
-    if not manifest:
-        raise StageError(
-            f"{run.stage_dir(stage)} holds no finished `{stage}`: run `{stage}` (or `all`) first."
-        )
-    return manifest
+# ---- small readings of what upstream wrote ----
 
 
 def _drop_torn_tail(path: Path) -> None:
-    """Cut a last line without newline: a killed writer's, and upstream would glue the next to it."""
+    """Cut a killed writer's last line, to which upstream would glue its next one."""
     if not path.exists():
         return
     with path.open("rb+") as f:

@@ -1,0 +1,1 @@
+"""Recipes: runs of upstream's own entrypoints, with settings that were thought through."""
