@@ -1,9 +1,11 @@
 """What a rank must store to go on exactly, and putting it back.
 
-Stored: every parameter that trains and every persistent tensor that changed since the start, in the
-precision it lives in; optimizer state and settings; schedulers; random generators; what the caller
-adds. Tensors that do not change (embeddings, the head) are referenced by name and SHA-256 and
-verified at restore.
+Stored: every parameter that trains and every persistent floating-point buffer, in the precision it
+lives in; optimizer state and settings; schedulers; random generators; what the caller adds. Frozen
+parameters and persistent integer buffers (embeddings, the head, vocabulary maps) are referenced by
+name and SHA-256 and verified at restore; one that changes in place (torch's version counter) is
+stored from then on. The counter alone would not do for floating-point buffers: BatchNorm's kernel
+updates its running statistics without counting.
 
 Ranks: when the model is replicated (single process, DDP), rank 0 stores model and optimizers and
 every rank its own generators. When it is sharded (FSDP2, DTensor parameters) every rank stores its
@@ -74,7 +76,8 @@ class TrainingState:
 
     Args:
         model: DDP's wrapper is looked through. Hashes every frozen tensor once (a second or two for
-            2 GB), so make this after the weights are in place.
+            2 GB), so make this after the weights are in place and before the first step (what changed
+            earlier than that is taken for given).
         optimizers: every parameter in them must be the model's.
         rank: this rank.
 
@@ -112,13 +115,17 @@ class TrainingState:
         self._frozen = {
             name: tensor_sha256(tensor)
             for name, tensor in self._tensors.items()
-            if not tensor.requires_grad
+            if not self._always_stored(tensor)
         }
+
+    def _always_stored(self, tensor: torch.Tensor) -> bool:
+        is_parameter = id(tensor) in self._names
+        return tensor.requires_grad or (not is_parameter and tensor.is_floating_point())
 
     def _stored(self) -> dict[str, torch.Tensor]:
         """Tensors that this checkpoint must hold: what trains, and what changed although frozen."""
         for name, tensor in self._tensors.items():
-            if name in self._changed or tensor.requires_grad:
+            if name in self._changed or self._always_stored(tensor):
                 continue
             if name not in self._frozen or _version(tensor) != self._versions[name]:
                 log.info("%s changed during training although it is frozen: now stored too", name)
@@ -126,7 +133,7 @@ class TrainingState:
         return {
             name: tensor
             for name, tensor in self._tensors.items()
-            if tensor.requires_grad or name in self._changed
+            if name in self._changed or self._always_stored(tensor)
         }
 
     def _name(self, parameter: torch.Tensor) -> str:
@@ -244,7 +251,7 @@ class TrainingState:
             for name, value in saved.tree["model"].items():
                 tensor = self._tensors[name]
                 _local(tensor).copy_(value)
-                if not tensor.requires_grad:
+                if name in self._frozen:
                     self._changed.add(name)
         parameters = {name: t for name, t in self._tensors.items() if id(t) in self._names}
         for number, (optimizer, content) in enumerate(
@@ -294,8 +301,8 @@ def _check_tensor(name: str, tensor: torch.Tensor, saved: SavedRank, frozen: str
         placement = _placement(tensor) if isinstance(tensor, DTensor) else None
         if saved.placements.get(f"model/{name}") != placement:
             raise NotSameRunError(f"{name!r} is sharded otherwise than in the checkpoint")
-    elif tensor.requires_grad:
-        raise NotSameRunError(f"{name!r} trains here; the checkpoint does not hold it")
+    elif frozen is None:
+        raise NotSameRunError(f"{name!r} changes while training; the checkpoint does not hold it")
     elif saved.frozen.get(name) != frozen:
         raise NotSameRunError(
             f"the frozen tensor {name!r} differs from the one that the checkpoint was trained with "

@@ -103,6 +103,7 @@ class Store:
         self._lock = WriterLock(root)
         # Found bad while open: neither counted nor removed by pruning.
         self.known_bad: dict[str, str] = {}
+        self._whole: set[str] = set()  # every byte was read and found right while open
         self._next = 1 + max(
             (
                 name.sequence
@@ -141,6 +142,8 @@ class Store:
         """`reading.newest`, remembering what was passed over."""
         record, passed = reading.newest(self.root)
         self.known_bad.update((one.name, one.reason) for one in passed)
+        if record is not None:
+            self._whole.add(record.name)
         return record, passed
 
     def next_stage_name(self, step: int) -> str:
@@ -198,14 +201,15 @@ class Store:
         try:
             reading.verify(record, drop_cache=True)
         except CorruptError as error:
-            self.known_bad[record.name] = str(error)
+            self.known_bad[record.name] = str(error).removeprefix(f"{record.name}: ")
             raise
+        self._whole.add(record.name)
 
     def prune(self, doomed: Iterable[str]) -> tuple[list[str], list[str]]:
         """Remove the committed checkpoints named.
 
-        Never removes one that is torn, altered in size or known to be bad, one that holds a
-        foreign file, or the last good one.
+        Never removes one that is torn, altered in size or known to be bad, or one that holds a
+        foreign file; and nothing at all unless one that stays was read and found whole.
 
         Returns:
             (removed names, one sentence for each that was kept against the wish)
@@ -213,8 +217,11 @@ class Store:
         removed: list[str] = []
         refused: list[str] = []
         current = {record.name: record for record in self.records()}
-        good = [name for name, record in current.items() if not record.problem]
-        for name in doomed:
+        wanted = list(doomed)
+        stays = [r for r in current.values() if not r.problem and r.name not in wanted]
+        if wanted and not any(self._is_whole(record) for record in stays):
+            return [], [f"nothing is removed from {self.root}: of what would stay nothing is whole"]
+        for name in wanted:
             record = current.get(name)
             if record is None:
                 refused.append(f"{name} is not a checkpoint in {self.root}")
@@ -222,8 +229,6 @@ class Store:
                 refused.append(f"{name} is kept: {record.problem}")
             elif record.foreign:
                 refused.append(f"{name} is kept: {record.foreign[0]!r} in it is not ours")
-            elif [name] == [one for one in good if one not in removed]:
-                refused.append(f"{name} is kept: it is the only good checkpoint")
             else:
                 out = self.root / names.hidden_name("pruned", name)
                 record.path.rename(out)
@@ -234,6 +239,14 @@ class Store:
                 hit("prune.done")
                 removed.append(name)
         return removed, refused
+
+    def _is_whole(self, record: reading.Record) -> bool:
+        if record.name not in self._whole:
+            try:
+                self.read_back(record)
+            except CorruptError:
+                return False
+        return True
 
     def sweep(self, *, in_flight: str | None = None) -> tuple[list[str], list[str]]:
         """Remove what dead writers left: staging folders, half-removed ones, pointer temporaries.

@@ -29,6 +29,7 @@ def encode(value: Any, put: Put, path: str = "") -> Any:
     Raises:
         CheckpointError: something that can't be stored without pickle; the text gives its path.
     """
+    below = f"{path}/" if path else ""
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, float):  # numpy's float64 too: the same bits
@@ -37,13 +38,13 @@ def encode(value: Any, put: Put, path: str = "") -> Any:
     if isinstance(value, bytes):
         return {"$bytes": base64.b64encode(value).decode("ascii")}
     if type(value) in (list, tuple):
-        items = [encode(one, put, f"{path}/{i}") for i, one in enumerate(value)]
+        items = [encode(one, put, f"{below}{i}") for i, one in enumerate(value)]
         return items if type(value) is list else {"$tuple": items}
     if isinstance(value, Mapping):
         if all(type(key) is str and not key.startswith("$") for key in value):
-            return {key: encode(one, put, f"{path}/{key}") for key, one in value.items()}
+            return {key: encode(one, put, f"{below}{key}") for key, one in value.items()}
         if all(type(key) in (str, int) for key in value):
-            pairs = [[key, encode(one, put, f"{path}/{key}")] for key, one in value.items()]
+            pairs = [[key, encode(one, put, f"{below}{key}")] for key, one in value.items()]
             return {"$items": pairs}
     elif put(path, value):
         return {"$leaf": path}
