@@ -219,8 +219,8 @@ def _summarise(
         tokens_per_s=tokens / seconds,
         drafts=int(spent.drafts),
         accepted=tuple(int(a) for a in spent.accepted_per_pos),
-        acceptance=tuple(a / spent.drafts for a in spent.accepted_per_pos),
-        tokens_per_step=1 + sum(spent.accepted_per_pos) / spent.drafts if spent.drafts else None,
+        acceptance=spent.acceptance,
+        tokens_per_step=spent.mean_accepted_length,
         hit_token_limit=sum(a.finish_reason == "length" for a in answers),
         answers=tuple(answers),
     )

@@ -46,6 +46,8 @@ class Recipe:
         (2, 15, 27), "body layers whose hidden states feed the drafter (the last one is added)"
     )
 
+    body_layers: int = _setting(30, "layers of the body; read from its config where it is a folder")
+
     # Data
     prompts: str = _setting("magpie", "prompt source: an upstream preset's name or a .jsonl file")
     samples: int = _setting(50_000, "prompts to answer")
@@ -126,6 +128,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "body": "",
         "draft_start": "",
         "target_layers": (1, 2, 3),
+        "body_layers": 4,
+        "seed": 0,
         "prompts": "",
         "samples": 320,
         "regenerate_max_tokens": 96,

@@ -70,6 +70,7 @@ class Display:
         self.console = console or Console(stderr=True)
         self._start = time.monotonic()
         self.progress: Progress | None = None
+        self._running: list[Activity] = []
         if self.console.is_terminal:
             self.progress = Progress(
                 SpinnerColumn(),
@@ -93,12 +94,20 @@ class Display:
     def activity(self, name: str, expected_s: float | None = None) -> Iterator[Activity]:
         """Show `name` while the block runs; say how it ended, also when it raised."""
         activity = Activity(self, name, expected_s)
+        self._running.append(activity)
         try:
             yield activity
         except BaseException as e:
             activity.finish(f"stopped by {type(e).__name__}")
             raise
+        finally:
+            self._running.remove(activity)
         activity.finish("done")
+
+    def note(self, text: str) -> None:
+        """Say `text` beside whatever is running now."""
+        if self._running:
+            self._running[-1].update(text)
 
     def close(self) -> None:
         if self.progress is not None:

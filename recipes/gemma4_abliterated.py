@@ -122,7 +122,7 @@ def _run(
         recipe, origin, run, preset = _resolve(run_dir, preset, config, assignments)
         run.write_config(preset, recipe.to_json(), origin)
         display = Display()
-        pool = ServerPool(run.root / "logs", display.line, recipe.start_timeout)
+        pool = ServerPool(run.root / "logs", display.note, recipe.start_timeout)
         try:
             with pool:
                 ctx = Context(recipe, run, display, pool)
@@ -201,7 +201,7 @@ def plan(
         print(f"preset: {name}")
         for package, version in planning.versions().items():
             print(f"{package}: {version}")
-        for line in planning.notes(recipe, folder.root):
+        for line in planning.notes(recipe, folder.root, name):
             print(line)
         for line in planning.render(planning.make_plan(recipe, folder, name)):
             print(line)

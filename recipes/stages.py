@@ -158,6 +158,7 @@ def train(ctx: Context) -> None:
             )
         },
     }
+    _check_start(recipe)
     with stage(ctx, "train", made_from) as work:
         if work is None:
             return
@@ -209,6 +210,19 @@ def train(ctx: Context) -> None:
             drafter=str(drafter.relative_to(ctx.run.root)),
             output=file_digest(drafter / "model.safetensors"),
             validation=_validation(drafter),
+        )
+
+
+def _check_start(recipe: Recipe) -> None:
+    """A local drafter reads the layers that the server will write, or nothing is started."""
+    config = Path(recipe.draft_start) / "config.json"
+    if not recipe.draft_start or not config.is_file():
+        return
+    reads = json.loads(config.read_text("utf-8")).get("eagle_aux_hidden_state_layer_ids")
+    if reads is not None and tuple(reads) != recipe.target_layers:
+        raise StageError(
+            f"train: the drafter {recipe.draft_start} reads the body's layers {tuple(reads)}, but "
+            f"target_layers={recipe.target_layers}: --set target_layers={','.join(map(str, reads))}"
         )
 
 

@@ -56,7 +56,7 @@ def _patched(module: str, arguments: Sequence[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def loss_implementation(recipe: Recipe) -> tuple[str, str]:
+def loss_implementation(recipe: Recipe, accelerator: bool) -> tuple[str, str]:
     """The loss kernel to ask for, and why.
 
     The fused loss needs an accelerator, and dies under torch 2.11 (dynamo: "ListVariable ...
@@ -65,7 +65,7 @@ def loss_implementation(recipe: Recipe) -> tuple[str, str]:
     if recipe.loss_implementation != "auto":
         return recipe.loss_implementation, "as set"
     torch = installed("torch")
-    if not has_accelerator():
+    if not accelerator:
         return "eager", "no accelerator: the fused loss needs one"
     if torch is not None and torch.release[:2] == (2, 11):
         return "eager", f"the fused loss fails under torch {torch}"
@@ -137,14 +137,23 @@ def extract_offline(recipe: Recipe, *, endpoint: str, data: Path, output: Path) 
 
 
 def train(
-    recipe: Recipe, *, data: Path, output: Path, logs: Path, endpoint: str | None
+    recipe: Recipe,
+    *,
+    data: Path,
+    output: Path,
+    logs: Path,
+    endpoint: str | None,
+    accelerator: bool | None = None,
 ) -> list[str]:
     """argv: upstream's trainer. `endpoint` is None when the hidden states lie beside the data.
+
+    `accelerator` says whether the trainer will have one; None looks (`plan` may know better).
 
     A started drafter brings its own draft vocabulary. Asking upstream for --draft-vocab-size as
     well would build another mapping from the new data and lay it over the old output head, row
     by row wrong; so the flag is passed for fresh drafters only.
     """
+    accelerator = has_accelerator() if accelerator is None else accelerator
     arguments = [
         "--speculator-type", "eagle3",
         "--verifier-name-or-path", recipe.body,
@@ -159,11 +168,11 @@ def train(
         "--scheduler-type", recipe.scheduler,
         "--ttt-steps", str(recipe.ttt_steps),
         "--seed", str(recipe.seed),
-        "--loss-implementation", loss_implementation(recipe)[0],
+        "--loss-implementation", loss_implementation(recipe, accelerator)[0],
     ]  # fmt: skip
     if recipe.optimizer == "muon":
         arguments += ["--muon-lr", str(recipe.lr)]
-    if not has_accelerator():
+    if not accelerator:
         arguments += ["--draft-attn-impl", "sdpa"]
     if recipe.draft_start:
         arguments += ["--from-pretrained", recipe.draft_start]

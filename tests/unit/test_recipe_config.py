@@ -1,0 +1,118 @@
+"""Settings: precedence, types, and one clear sentence for what cannot be used."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipes.config import PRESETS, ConfigError, Recipe, resolve
+
+PUBLISHED = {
+    "body": "coolthor/Huihui-gemma-4-26B-A4B-it-abliterated-FP8-Dynamic",
+    "draft_start": "RedHatAI/gemma-4-26B-A4B-it-speculator.eagle3",
+    "prompts": "magpie",
+    "samples": 50_000,
+    "seq_len": 4096,
+    "epochs": 1,
+    "scheduler": "cosine",
+    "ttt_steps": 3,
+    "train_vllm_share": 0.5,
+    "hidden_states": "online",
+    "num_speculative_tokens": 4,
+    "kv_cache_dtype": "fp8",
+    "serve_max_model_len": 65_536,
+    "tool_parser": "gemma4",
+    "prefix_caching": True,
+    "optimizer": "adamw",
+    "lr": 1e-4,
+}
+
+
+def test_defaults_are_the_published_run():
+    recipe, origin = resolve("dgx-spark")
+    assert {name: getattr(recipe, name) for name in PUBLISHED} == PUBLISHED
+    assert origin == {}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_resolve_and_every_setting_is_explained(preset):
+    recipe, _ = resolve(preset)
+    assert all(doc for _, _, doc in recipe.describe())
+    assert len(recipe.describe()) == len(dataclasses.fields(Recipe))
+
+
+def test_set_beats_file_beats_preset(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("lr = 0.5\nepochs = 7\n")
+    recipe, origin = resolve("miniature", file, ["lr=0.25"])
+    assert (recipe.lr, recipe.epochs, recipe.seq_len) == (0.25, 7, 512)
+    assert origin["lr"] == "--set"
+    assert origin["epochs"] == str(file)
+    assert origin["seq_len"] == "preset miniature"
+
+
+def test_a_run_folders_own_config_is_accepted_as_file(tmp_path):
+    recipe, _ = resolve("miniature", None, ["epochs=9"])
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps({"preset": "miniature", "settings": recipe.to_json()}))
+    assert resolve("dgx-spark", saved)[0] == recipe
+
+
+@pytest.mark.parametrize(
+    ("assignment", "part"),
+    [
+        ("nonsense=1", "no setting 'nonsense'"),
+        ("epochs", "key=value"),
+        ("epochs=two", "epochs='two'"),
+        ("epochs=0", "at least 1"),
+        ("scheduler=quick", "linear, cosine, none"),
+        ("train_vllm_share=1.5", "between 0 and 1"),
+        ("train_share=1", "between 0 and 1"),
+        ("prefix_caching=maybe", "neither true nor false"),
+        ("regenerate_sampling={", "JSON object"),
+        ("lr=-1", "positive"),
+        ("bench_n=", "bench_n"),
+    ],
+)
+def test_bad_values_are_named(assignment, part):
+    with pytest.raises(ConfigError, match="(?s).*") as caught:
+        resolve("dgx-spark", None, [assignment])
+    message = str(caught.value)
+    assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("content", ["lr = ", "= 3", "[[["])
+def test_a_broken_file_is_named(tmp_path, content):
+    file = tmp_path / "broken.toml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
+        resolve("miniature", file)
+    with pytest.raises(ConfigError, match="Cannot read"):
+        resolve("miniature", tmp_path / "absent.toml")
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "epochs": st.integers(1, 99),
+            "lr": st.floats(1e-8, 1.0),
+            "bench_n": st.lists(st.integers(0, 9), min_size=1).map(tuple),
+            "num_workers": st.none() | st.integers(0, 8),
+            "prefix_caching": st.booleans(),
+            "body": st.text(st.characters(codec="ascii", exclude_categories=["C"])).map(str.strip),
+        },
+    )
+)
+def test_settings_survive_the_command_line(values):
+    """What `--set` is given as text comes back as the same value of the same type."""
+    texts = [
+        f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in values.items()
+    ]
+    recipe, _ = resolve("h100", None, texts)
+    for name, value in values.items():
+        assert getattr(recipe, name) == value
+        assert type(getattr(recipe, name)) is type(value)
