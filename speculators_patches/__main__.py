@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,7 +37,10 @@ def status(
     """Each patch's verdict for the installed upstream. Exit 1: one is needed and does not fit."""
     from speculators_patches import overlay, report_table
 
-    report = overlay.status(_split(allow_drift) or ())
+    try:
+        report = overlay.status(_split(allow_drift) or ())
+    except overlay.UnknownPatch as error:
+        launcher.fail(str(error))
     if "speculators" not in report.versions:
         launcher.fail("speculators is not installed for this Python; pip install speculators")
     print(report.to_json()) if as_json else report_table.show(report)
@@ -70,11 +74,18 @@ def run(
 
 
 @app.command("upstream-table")
-def upstream_table() -> None:
-    """The rows of UPSTREAM.md, from the records."""
+def upstream_table(
+    write: Annotated[
+        Path | None, typer.Option(metavar="UPSTREAM.md", help="Update a file.")
+    ] = None,
+) -> None:
+    """The table of UPSTREAM.md, from the records."""
     from speculators_patches import upstream_table as table
 
-    print(table.render(), end="")
+    if write is None:
+        print(table.render(), end="")
+    elif not table.update(write):
+        launcher.fail(f"{write} has no line {table.BEGIN} followed by {table.END}")
 
 
 @app.command()

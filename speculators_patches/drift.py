@@ -19,6 +19,7 @@ import textwrap
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
@@ -96,12 +97,18 @@ def module_file(module: str) -> Path | None:
 
 def definitions(file: Path, qualname: str) -> list[Definition]:
     """Every definition of `qualname` in a source file (one, unless it is conditional)."""
+    stamp = file.stat()
+    return list(_definitions(file, stamp.st_mtime_ns, stamp.st_size, qualname))
+
+
+@lru_cache(maxsize=256)
+def _definitions(file: Path, _mtime_ns: int, _size: int, qualname: str) -> tuple[Definition, ...]:
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)
     nodes: list[ast.AST] = [ast.parse(text)]
     for part in qualname.split("."):
         nodes = [found for node in nodes for found in _named(node, part)]
-    return [_definition(node, lines) for node in nodes]
+    return tuple(_definition(node, lines) for node in nodes)
 
 
 def examine(target: Target, version: Version) -> Finding:

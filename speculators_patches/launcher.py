@@ -17,7 +17,7 @@ from types import CodeType, ModuleType, TracebackType
 from typing import Any, NoReturn
 
 from speculators_patches import workers
-from speculators_patches.overlay import PatchRefused, UnknownPatch, apply
+from speculators_patches.overlay import PatchRefused, UnknownPatch, apply, defaults
 
 
 class ProgramNotFound(Exception):
@@ -51,6 +51,9 @@ def run_patched(
 ) -> None:
     """Applies the patches and runs `program`; a refused patch is one sentence and exit code 2."""
     _set_first_path(program)  # upstream may live beside the program
+    package = (program.module or "").partition(".")[0]
+    if only is None and defaults(package):
+        only = defaults(package)  # the program is upstream's own, maybe vLLM's
     try:
         apply(only, skip, allow_drift=allow_drift)
     except (PatchRefused, UnknownPatch) as error:

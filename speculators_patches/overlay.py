@@ -77,8 +77,8 @@ def apply(
     """Applies the patches that the installed upstream needs and reports on every one.
 
     Args:
-        only: names to apply; None means every patch with `default=True`. An empty `only` applies
-            none. Patches that are already in force stay.
+        only: names to apply; None means `defaults()`. An empty `only` applies none. Patches that
+            are already in force stay.
         skip: names to leave out.
         strict: raise `PatchRefused` if a selected, needed patch does not fit (nothing is changed
             then). False: apply the others; the report has the refused rows.
@@ -139,14 +139,23 @@ def _spread(on: bool) -> None:
         workers.spread(workers.Selection(_state.active, tuple(sorted(_state.allow_drift))))
 
 
-def _select(only: Iterable[str] | None, skip: Iterable[str]) -> tuple[str, ...]:
-    table = patches.table()
-    named = None if only is None else _known(only)
-    left_out = _known(skip)
-    chosen = (
-        {name for name, patch in table.items() if patch.default} if named is None else set(named)
+def defaults(package: str = "speculators") -> tuple[str, ...]:
+    """The patches that are applied unnamed: those with `default=True` to one top-level package.
+
+    One package, because applying a patch imports what it changes: a trainer has no use for vLLM's
+    imports, nor a vLLM server for the trainer's. `run --module vllm...` applies vLLM's.
+    """
+    return tuple(
+        name
+        for name, patch in patches.table().items()
+        if patch.default and patch.package == package
     )
-    return tuple(name for name in table if name in chosen and name not in left_out)
+
+
+def _select(only: Iterable[str] | None, skip: Iterable[str]) -> tuple[str, ...]:
+    chosen = defaults() if only is None else _known(only)
+    left_out = _known(skip)
+    return tuple(name for name in patches.table() if name in chosen and name not in left_out)
 
 
 def _known(names: Iterable[str]) -> tuple[str, ...]:
@@ -173,7 +182,7 @@ def _report(judged: dict[str, Judgement]) -> Report:
         if name in judged:
             rows.append(verdicts.row_of(patch, judged[name], active))
         else:
-            reason = "applied earlier" if active else "not asked for"
+            reason = "applied earlier" if active else _why_not_selected(patch)
             kind = Verdict.APPLIED if active else Verdict.NOT_SELECTED
             rows.append(
                 Row(
@@ -187,6 +196,12 @@ def _report(judged: dict[str, Judgement]) -> Report:
                 )
             )
     return Report(tuple(rows), installed())
+
+
+def _why_not_selected(patch: Patch) -> str:
+    if patch.default and patch.package != "speculators":
+        return f"not asked for; applied where {patch.package} itself is run, or when named"
+    return "not asked for" if patch.default else "not asked for; applied only when named"
 
 
 def _refuse_live(patch: Patch, problems: list[str]) -> Judgement:

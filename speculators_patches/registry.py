@@ -68,6 +68,8 @@ class Patch:
         distribution: the installed distribution(s) that the versions are of, first found wins.
         changes_learning: True if a patched run learns something else than an unpatched one.
         default: False for patches that are applied only when named (recipes do).
+        tested: versions that the patch was run on, those that do not need it included. For any
+            other version the source decides: the defective source is patched whatever its number.
     """
 
     name: str
@@ -82,3 +84,8 @@ class Patch:
     changes_learning: bool = False
     default: bool = True
     tested: tuple[str, ...] = field(default=())
+
+    @property
+    def package(self) -> str:
+        """The top-level package that the patch changes, e.g. `vllm`."""
+        return self.targets[0].module.partition(".")[0]

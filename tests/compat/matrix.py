@@ -57,7 +57,13 @@ def lay_out(version: str) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
     subprocess.run(
-        [*command, "--disable-pip-version-check", "--target", str(staging), *_wanted(version).split()],
+        [
+            *command,
+            "--disable-pip-version-check",
+            "--target",
+            str(staging),
+            *_wanted(version).split(),
+        ],
         check=True,
     )
     (staging / ".complete").write_text(_wanted(version))

@@ -26,7 +26,14 @@ from torch.utils.data import DataLoader
 from tests.compat.probes import upstream_050 as upstream
 from tests.compat.probes.silent_server import SilentServer
 
-LENGTHS = [1, 2, 7, 19, 33, 5]  # the last one is split off for validation, as upstream's script does
+LENGTHS = [
+    1,
+    2,
+    7,
+    19,
+    33,
+    5,
+]  # the last one is split off for validation, as upstream's script does
 
 
 @dataclass
@@ -88,9 +95,7 @@ def main() -> None:
         failing=st.sets(st.integers(0, samples_there - 1)),
         max_len=st.integers(1, 80),
     )
-    def batches_look_alike(
-        case: Case, chosen: list[int], failing: set[int], max_len: int
-    ) -> None:
+    def batches_look_alike(case: Case, chosen: list[int], failing: set[int], max_len: int) -> None:
         collate = data.create_collate_fn(max_len, upstream.HIDDEN, case.preprocess)
         loader: DataLoader = DataLoader(case.samples, batch_sampler=[chosen], collate_fn=collate)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

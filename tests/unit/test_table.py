@@ -1,0 +1,73 @@
+"""The table of patches, their files, their proofs and UPSTREAM.md agree."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from speculators_patches import patches, upstream_table
+from speculators_patches.registry import Patch
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted(
+    path for path in (ROOT / "speculators_patches" / "patches").glob("*.py") if path.stem[0] != "_"
+)
+
+
+def test_every_file_is_in_the_table_and_nothing_else() -> None:
+    assert list(patches.table()) == [path.stem for path in FILES]
+    assert FILES, "a table without patches"
+
+
+@pytest.mark.parametrize("patch", patches.table().values(), ids=lambda patch: patch.name)
+class TestPatch:
+    def test_its_name_is_its_file_s_name(self, patch: Patch) -> None:
+        assert patches.table()[patch.name] is patch
+
+    def test_it_replaces_something(self, patch: Patch) -> None:
+        assert any(not target.observed for target in patch.targets)
+        module = patches.module_of(patch.name)
+        assert callable(module.replacements)
+        assert list(module.replacements.__annotations__)[:1] == ["originals"]
+
+    def test_its_targets_are_of_one_package_and_listed_once(self, patch: Patch) -> None:
+        assert {target.module.partition(".")[0] for target in patch.targets} == {patch.package}
+        paths = [target.path for target in patch.targets]
+        assert len(paths) == len(set(paths))
+
+    def test_its_fingerprints_can_be_read(self, patch: Patch) -> None:
+        for target in patch.targets:
+            assert target.fingerprints, f"{target.path} has no fingerprint"
+            for versions, known in target.fingerprints.items():
+                SpecifierSet(versions)
+                assert re.fullmatch(r"[0-9a-f]{16}", known), f"{target.path}: {known}"
+
+    def test_every_tested_version_that_needs_it_has_a_fingerprint(self, patch: Patch) -> None:
+        assert patch.tested, "a patch says which versions it was run on"
+        for version in filter(patch.needed.contains, map(Version, patch.tested)):
+            for target in patch.targets:
+                covered = any(SpecifierSet(spec).contains(version) for spec in target.fingerprints)
+                assert covered, f"{target.path} has no fingerprint for {version}"
+
+    def test_it_is_not_needed_where_it_is_fixed(self, patch: Patch) -> None:
+        if patch.fixed_in is not None:
+            assert not patch.needed.contains(Version(patch.fixed_in))
+
+    def test_its_proof_exists(self, patch: Patch) -> None:
+        file, _, name = patch.proof.partition("::")
+        tree = ast.parse((ROOT / file).read_text())
+        names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        assert name.rpartition("::")[2] in names
+
+    def test_its_row_in_upstream_md_is_its_record(self, patch: Patch) -> None:
+        assert upstream_table.row(patch) in (ROOT / "UPSTREAM.md").read_text()
+
+
+def test_upstream_md_has_no_other_rows() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "UPSTREAM.md").read_text(), flags=re.MULTILINE)
+    assert rows == list(patches.table())
