@@ -36,6 +36,7 @@ class Program:
 
 def enter(program: Program, selection: str) -> None:
     """For a rewritten subprocess: applies the parent's `selection` (JSON), then runs `program`."""
+    _set_first_path(program)
     try:
         workers.rejoin(selection)
     except (PatchRefused, UnknownPatch) as error:

@@ -10,9 +10,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Applies, restores `sys.path` to what the interpreter would have had, and runs the program."""
-    if not sys.flags.safe_path:
-        del sys.path[0]  # this file's folder
+    """Applies the patches and runs the program; `sys.path[0]`, this folder, becomes its own."""
     home = str(Path(__file__).resolve().parent.parent)
     if home not in sys.path:
         sys.path.append(home)

@@ -138,3 +138,34 @@ def test_the_table_shows_every_patch_and_whole_links() -> None:
         assert patch.name in shown
         if patch.upstream.startswith("https://") and " " not in patch.upstream:
             assert patch.upstream in shown
+
+
+@pytest.mark.parametrize(
+    ("how", "flags"),
+    [
+        ("script", ()),
+        ("script", ("-I",)),
+        ("script", ("-P", "-u")),
+        ("-m", ()),
+        ("-c", ()),
+        ("-c", ("-I",)),
+    ],
+)
+def test_a_rewritten_subprocess_finds_modules_where_python_would(
+    tmp_path: Path, how: str, flags: tuple[str, ...]
+) -> None:
+    from speculators_patches import command_line, workers
+
+    text = "import sys; print(sys.argv[1:], sys.flags.isolated, sys.path)"
+    (tmp_path / "shown.py").write_text(text)
+    words = {"script": ["shown.py"], "-m": ["shown"], "-c": [text]}[how]
+    command = [sys.executable, *flags, *([] if how == "script" else [how]), *words, "a", "--b"]
+    rewritten = command_line.rewrite(command, workers.Selection(()).to_json())
+    assert rewritten != command
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "from_pythonpath")}
+    ours, theirs = (
+        subprocess.run(c, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120)
+        for c in (rewritten, command)
+    )
+    without_our_folder = ours.stdout.replace(f", {workers.HOME!r}]", "]")
+    assert (without_our_folder, ours.returncode) == (theirs.stdout, theirs.returncode), ours.stderr
