@@ -11,7 +11,6 @@ import os
 import signal
 import time
 
-
 _PR_SET_CHILD_SUBREAPER = 36
 
 

@@ -49,8 +49,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cpu_training")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=64, num_hidden_layers=LAYERS,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256,
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "verifier")
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
@@ -82,8 +87,13 @@ def arguments(work: Path, save_path: Path, *more: str) -> list[str]:
 def run(command: list[str], version: str, log: Path) -> tuple[int, str]:
     with log.open("w") as out:
         code = subprocess.run(
-            [sys.executable, *command], cwd=matrix.ROOT, env=environment(version), stdout=out,
-            stderr=subprocess.STDOUT, timeout=300, check=False,
+            [sys.executable, *command],
+            cwd=matrix.ROOT,
+            env=environment(version),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+            check=False,
         ).returncode
     return code, log.read_text()
 
@@ -109,7 +119,10 @@ def test_killed_after_a_mid_epoch_save_it_resumes(version: str, work: Path, tmp_
                *arguments(work, save_path, "--checkpoint-freq", "0.25")]  # fmt: skip
     with (tmp_path / "first").open("w") as out:
         first = subprocess.Popen(
-            [sys.executable, *command], cwd=matrix.ROOT, env=environment(version), stdout=out,
+            [sys.executable, *command],
+            cwd=matrix.ROOT,
+            env=environment(version),
+            stdout=out,
             stderr=subprocess.STDOUT,
         )
         # Upstream makes this link last, when the whole checkpoint is on disk.
@@ -188,6 +201,4 @@ def test_where_there_is_an_accelerator_it_says_that_it_does_nothing(
 def resolved(folder: Path, *flags: str) -> object:
     from speculators.train.config import TrainConfig
 
-    return TrainConfig.resolve(
-        ["--verifier-name-or-path", "v", "--data-path", str(folder), *flags]
-    )
+    return TrainConfig.resolve(["--verifier-name-or-path", "v", "--data-path", str(folder), *flags])
