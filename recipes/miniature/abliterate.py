@@ -1,0 +1,141 @@
+"""The miniature's abliteration: search the layer, project its direction out, publish the folder.
+
+Miniature only: the search judges each candidate with the corpus's own answers, which a real body
+does not have. The arithmetic, ``directions``, is what carries over to a real Gemma 4; there the
+candidates are judged by refusals and by the harmless prompts' drift.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recipes.miniature.body import (
+    MANIFEST,
+    BodyRecipe,
+    Progress,
+    collate,
+    examples,
+    load_body,
+    read_manifest,
+    reply_loss,
+    reproducible,
+    save_body,
+    versions,
+)
+from recipes.miniature.corpus import Prompt, prompts
+from recipes.miniature.directions import last_token_states, mean_difference, project_out
+from recipes.miniature.publish import published_folder, write_json
+from recipes.miniature.refusals import Judgement, judge
+from recipes.miniature.tokenizer import encode_prompt
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Gemma4ForCausalLM, PreTrainedTokenizerFast
+
+# Train prompts of each kind: for the means, and others to judge the candidates by.
+MEAN_PROMPTS = 60
+SEARCH_PROMPTS = 40
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One layer's direction, judged on train prompts by the loss (nats a token) of the answers."""
+
+    layer: int
+    refused_answer_loss: float
+    harmless_answer_loss: float
+
+    @property
+    def score(self) -> float:
+        """Lower is better: the worse of both, so neither kind is paid for with the other."""
+        return max(self.refused_answer_loss, self.harmless_answer_loss)
+
+
+@dataclass(frozen=True)
+class AbliterationReport:
+    """The layer chosen (index into the residual states), every candidate, and the judgements."""
+
+    seed: int
+    layer: int
+    candidates: tuple[Candidate, ...]
+    before_harmless: Judgement
+    before_refused: Judgement
+    harmless: Judgement
+    refused: Judgement
+    wall_seconds: float
+    cpu_seconds: float
+
+
+def _answer_loss(
+    model: Gemma4ForCausalLM, tokenizer: PreTrainedTokenizerFast, chosen: list[Prompt]
+) -> float:
+    import torch
+
+    with torch.no_grad():
+        return float(reply_loss(model, collate(examples(tokenizer, chosen, vanilla=False))))
+
+
+def search(
+    model: Gemma4ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int,
+    progress: Progress | None = None,
+) -> tuple[torch.Tensor, tuple[Candidate, ...]]:  # fmt: skip
+    """The best direction (float32 ``[hidden]``) and all candidates, best first.
+
+    Every layer is tried every time: which one works differs from body to body.
+    """
+    rng = random.Random(seed)
+    refused = rng.sample(prompts("train", "refused"), MEAN_PROMPTS + SEARCH_PROMPTS)
+    harmless = rng.sample(prompts("train", "harmless"), MEAN_PROMPTS + SEARCH_PROMPTS)
+    means = [
+        last_token_states(model, [encode_prompt(tokenizer, p) for p in chosen[:MEAN_PROMPTS]])
+        for chosen in (refused, harmless)
+    ]
+    directions = mean_difference(*means)
+    candidates = []
+    layers = range(1, len(directions))
+    for layer in layers:
+        trial = copy.deepcopy(model)
+        project_out(trial, directions[layer])
+        losses = [
+            _answer_loss(trial, tokenizer, chosen[MEAN_PROMPTS:]) for chosen in (refused, harmless)
+        ]
+        candidates.append(Candidate(layer, *(round(x, 5) for x in losses)))
+        if progress:
+            progress(layer, len(layers), candidates[-1].score)
+    best_first = tuple(sorted(candidates, key=lambda c: c.score))
+    return directions[best_first[0].layer], best_first
+
+
+def make_abliterated(
+    vanilla_dir: Path, out_dir: Path, seed: int, progress: Progress | None = None
+) -> AbliterationReport:
+    """Abliterate a published body into a new folder; some ten seconds on two cores.
+
+    ``out_dir`` appears complete or not at all, and is laid out as the vanilla body's folder.
+    Raises ``FileNotFoundError`` where ``vanilla_dir`` is no finished body and ``FileExistsError``
+    where ``out_dir`` exists. A result that still refuses is published all the same; its report
+    says so.
+    """
+    wall, cpu = time.monotonic(), time.process_time()
+    vanilla = read_manifest(vanilla_dir)
+    before = [Judgement.from_dict(vanilla[kind]) for kind in ("harmless", "refused")]
+    with published_folder(out_dir) as staging, reproducible(BodyRecipe().threads):
+        model, tokenizer = load_body(vanilla_dir)
+        model.float()
+        direction, candidates = search(model, tokenizer, seed, progress)
+        project_out(model, direction)
+        save_body(model, tokenizer, staging)
+        report = AbliterationReport(
+            seed, candidates[0].layer, candidates, before[0], before[1],
+            judge(model, tokenizer, prompts("heldout", "harmless")),
+            judge(model, tokenizer, prompts("heldout", "refused")),
+            round(time.monotonic() - wall, 1), round(time.process_time() - cpu, 1),
+        )  # fmt: skip
+        manifest = {"kind": "abliterated", **asdict(report), "versions": versions()}
+        write_json(staging / MANIFEST, manifest)
+    return report
