@@ -7,6 +7,7 @@ writing is unbuffered, so a killed process leaves exactly what it had handed to 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -76,6 +77,18 @@ def sync_folder(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and what is missing above it, each name fsynced in the folder that holds it.
+
+    Without this a durable checkpoint could lie in a folder that power loss takes away.
+    """
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+    with contextlib.suppress(PermissionError):  # a parent that we may not read was not made by us
+        sync_folder(path.parent)  # also if it was there: its maker may have died before this
 
 
 def temporary_name(name: str) -> str:

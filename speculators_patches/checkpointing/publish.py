@@ -7,7 +7,6 @@ up after `timeout_s`.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Mapping
@@ -89,11 +88,21 @@ def publish_rank0(store: Store, save: Save, keep: policy.Keep, *, read_back: boo
         left = _abandon(stage)
         more = f"; {left} could not be removed" if left else ""
         raise SaveFailedError(f"step {stage.step} was not saved: {error}{more}") from error
+    notes: list[str] = []
+    try:
+        store.point_at(record)
+    except OSError as error:
+        notes.append(f"{record.name} is committed, but LATEST could not be renewed: {error}")
     if read_back:
         store.read_back(record)
-    removed, refused = store.prune(policy.doomed(store.records(), keep))
+    removed: list[str] = []
+    try:
+        removed, refused = store.prune(policy.doomed(store.records(), keep))
+        notes += refused
+    except OSError as error:
+        notes.append(f"older checkpoints could not be removed: {error}")
     size = record.manifest.size if record.manifest else 0
-    return Published(record.name, size, tuple(removed), tuple(refused))
+    return Published(record.name, size, tuple(removed), tuple(notes))
 
 
 def _abandon(stage: Stage) -> str:
@@ -142,13 +151,15 @@ def _report(stage: Stage, rank: int, content: Mapping[str, Any]) -> None:
 
 
 def _await_report(stage: Stage, rank: int, save: Save) -> dict[str, FileEntry]:
-    """The files that `rank` says it wrote, its report among them."""
+    """The files that `rank` says it wrote and fsynced. Its report has then done its duty and goes:
+
+    it becomes readable before its own fsync, so it must not be part of what is committed.
+    """
     path = stage.path / report_name(rank)
     deadline = time.monotonic() + save.timeout_s
     while True:
         try:
-            data = path.read_bytes()
-            content = unseal(data, path.name)
+            content = unseal(path.read_bytes(), path.name)
             break
         except (FileNotFoundError, CorruptError):  # not there, or not complete yet
             if time.monotonic() > deadline:
@@ -162,4 +173,5 @@ def _await_report(stage: Stage, rank: int, save: Save) -> dict[str, FileEntry]:
     for name, entry in files.items():
         if (found := (stage.path / name).stat().st_size) != entry.size:
             raise SaveFailedError(f"{name} has {found} bytes where rank {rank} wrote {entry.size}")
-    return {**files, path.name: FileEntry(len(data), hashlib.sha256(data).hexdigest())}
+    path.unlink()
+    return files

@@ -76,8 +76,8 @@ class TrainingState:
 
     Args:
         model: DDP's wrapper is looked through. Hashes every frozen tensor once (a second or two for
-            2 GB), so make this after the weights are in place and before the first step (what changed
-            earlier than that is taken for given).
+            2 GB), so make this after the weights are in place and before the first step (what
+            changed earlier is taken for given).
         optimizers: every parameter in them must be the model's.
         rank: this rank.
 

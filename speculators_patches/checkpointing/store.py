@@ -98,7 +98,7 @@ class Store:
     """
 
     def __init__(self, root: Path):
-        root.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(root)
         self.root = root
         self._lock = WriterLock(root)
         # Found bad while open: neither counted nor removed by pruning.
@@ -155,11 +155,11 @@ class Store:
     def commit(
         self, stage: Stage, *, tags: Iterable[str], world_size: int, meta: Mapping[str, Any]
     ) -> reading.Record:
-        """Publish `stage`; it is the newest checkpoint when this returns.
+        """Publish `stage`; it is the newest checkpoint, durably, when this returns.
 
         Raises:
             OSError: not published (`stage.abandon()` is the caller's), unless the folder already
-                has its committed name: then it is published and only the pointer may lag behind.
+                has its committed name: then it is, but may not survive power loss.
         """
         manifest = Manifest(
             name=stage.name,
@@ -181,16 +181,21 @@ class Store:
         hit("commit.renamed")
         durable.sync_folder(self.root)
         hit("commit.parent_synced")
-        pointer = {"name": stage.name, "step": stage.step}
-        durable.replace_file(
-            self.root / names.POINTER, json.dumps(pointer).encode() + b"\n", "pointer"
-        )
         record = reading.inspect(target)
         if record is None or record.problem:
             problem = record.problem if record else "it vanished"
             self.known_bad[stage.name] = problem
             raise CorruptError(f"{stage.name} was written but does not read back: {problem}")
         return record
+
+    def point_at(self, record: reading.Record) -> None:
+        """Let LATEST name `record`. Nothing depends on it but people and scripts.
+
+        Raises:
+            OSError: LATEST is as it was.
+        """
+        content = json.dumps({"name": record.name, "step": record.step}).encode() + b"\n"
+        durable.replace_file(self.root / names.POINTER, content, "pointer")
 
     def read_back(self, record: reading.Record) -> None:
         """Verify a fresh commit from the device, not from the cache.

@@ -5,47 +5,40 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from speculators_patches.checkpointing import failpoints, names, reading
+from tests.faults.checkpoint_process import TOTAL, Lives
 
-TOTAL, EVERY = 24, 2
 POINTS = [p for p in failpoints.POINTS if not p.startswith(("report.", "sweep."))]
+End = tuple[dict[str, object], dict[int, set[str]]]
 
 
-def train(root: Path, failpoint: str = "") -> subprocess.Popen[str]:
-    root.mkdir(parents=True, exist_ok=True)
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "tests.faults.checkpoint_process",
-            str(root),
-            str(TOTAL),
-            str(EVERY),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, failpoints.VARIABLE: failpoint, "OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture(scope="module")
+def lives() -> Iterator[Lives]:
+    started = Lives()
+    yield started
+    started.close()
 
 
-def finish(root: Path) -> dict[str, object]:
-    process = train(root)
-    process.communicate(timeout=120)
-    assert process.returncode == 0
-    result: dict[str, object] = json.loads((root / "result.json").read_text())
-    return result
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """In memory where possible: what a SIGKILL leaves does not depend on the file system."""
+    shm = Path("/dev/shm")
+    path = Path(tempfile.mkdtemp(dir=shm if shm.is_dir() else None))
+    yield path
+    shutil.rmtree(path)
 
 
 def losses(root: Path) -> dict[int, set[str]]:
-    """Every loss ever logged, by step: a set with one member if each replay was exact."""
+    """Every loss ever logged, by step: sets of one if each replay was exact."""
     result: dict[int, set[str]] = {}
     for line in (root / "losses").read_text().splitlines():
         step, loss = line.split()
@@ -53,74 +46,79 @@ def losses(root: Path) -> dict[int, set[str]]:
     return result
 
 
+def finish(lives: Lives, root: Path) -> End:
+    lives.begin(root)
+    assert lives.end() == 0
+    return json.loads((root / "result.json").read_text()), losses(root)
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], object]:
-    root = tmp_path_factory.mktemp("uninterrupted")
-    return finish(root), losses(root)
+def uninterrupted(lives: Lives, tmp_path_factory: pytest.TempPathFactory) -> End:
+    return finish(lives, tmp_path_factory.mktemp("uninterrupted"))
 
 
-def check_end(root: Path, uninterrupted: tuple[dict[str, object], object]) -> None:
-    assert (finish(root), losses(root)) == uninterrupted
-    saves = root / "saves"
-    assert [r.step for r in reading.records(saves) if not r.problem][0] == TOTAL
-    assert not [p for p in saves.iterdir() if (n := names.parse(p.name)) and n.hidden]
+def check_end(lives: Lives, root: Path, uninterrupted: End) -> None:
+    assert finish(lives, root) == uninterrupted
+    found = reading.records(root / "saves")
+    assert [r.problem for r in found] == [""] * 3  # as many as retention keeps, all whole
+    assert found[0].step == TOTAL
+    hidden = [p for p in (root / "saves").iterdir() if (n := names.parse(p.name)) and n.hidden]
+    assert not hidden
 
 
-def test_kill_in_every_phase_of_publishing(
-    tmp_path: Path, uninterrupted: tuple[dict[str, object], object]
+@pytest.mark.parametrize("point", POINTS)
+def test_kill_while_publishing_keeps_the_previous_step(
+    lives: Lives, root: Path, uninterrupted: End, point: str
 ) -> None:
-    """One run, killed once in each phase (each life saves a few times first), ends bitwise equal."""
-    before = 0
-    for number, point in enumerate(POINTS):
-        root = tmp_path / str(number % 2)  # two runs take turns, so that each has steps left
-        # Passed 1 (2 for a piece: a torn file) + 1 time per save: the second save is the one killed.
-        nth = 4 if point.endswith(".chunk") else 2
-        process = train(root, f"{point}=kill@{nth}")
-        process.communicate(timeout=120)
-        if process.returncode == 0:  # too near the end to reach it: start over
-            for path in root.rglob("*"):
-                if path.is_file():
-                    path.unlink()
-            process = train(root, f"{point}=kill@{nth}")
-            process.communicate(timeout=120)
-        assert process.returncode == -signal.SIGKILL, point
-        record, passed = reading.newest(root / "saves")
-        assert record is not None, point
-        assert not passed, (point, passed)
-        before += 1
-    assert before == len(POINTS)
-    for root in sorted(tmp_path.iterdir()):
-        check_end(root, uninterrupted)
+    # The second save dies; in a piece: the second piece, which leaves a torn file.
+    nth = 1 if point.startswith("prune.") else 4 if point.endswith(".chunk") else 2
+    lives.begin(root, f"{point}=kill@{nth}", wait=True)
+    assert lives.end() == -signal.SIGKILL
+    record, passed = reading.newest(root / "saves")
+    assert record is not None
+    assert not passed
+    if not point.startswith("prune."):
+        renamed = point.startswith(("commit.", "pointer."))
+        assert record.step == (2 if renamed else 1)
+    check_end(lives, root, uninterrupted)
 
 
-def soak(root: Path, kills: int, seed: int) -> int:
-    """Kill `kills` lives of one run after random delays; how many died mid-save."""
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_kill_while_sweeping_up_after_a_kill(
+    lives: Lives, root: Path, uninterrupted: End, nth: int
+) -> None:
+    lives.begin(root, "manifest.synced=kill@2", wait=True)
+    assert lives.end() == -signal.SIGKILL
+    # It dies before it says where it resumes from: read by hand.
+    lives.begin_and_die(root, f"sweep.unlinked=kill@{nth}")
+    check_end(lives, root, uninterrupted)
+
+
+def soak(lives: Lives, root: Path, kills: int, seed: int) -> int:
+    """Kill `kills` lives of one run after random delays; how many died while saving.
+
+    The delays decide where it dies, not whether the test passes.
+    """
     rng = random.Random(seed)
-    mid_save = 0
+    while_saving = 0
     for _ in range(kills):
-        process = train(root, f"tensors.chunk=sleep:{rng.random() * 0.02}")
-        assert process.stdout is not None
-        process.stdout.readline()  # it has resumed: from here on the delay counts
-        time.sleep(rng.random() * 0.25)
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=120)
-        mid_save += any(
-            (n := names.parse(p.name)) is not None and n.hidden == "staging"
-            for p in (root / "saves").iterdir()
-        )
-    return mid_save
+        pid = lives.begin(root, f"tensors.chunk=sleep:{rng.random() * 0.01}")
+        time.sleep(rng.random() * 0.06)
+        os.kill(pid, signal.SIGKILL)
+        assert lives.end() in (0, -signal.SIGKILL)
+        found = [n for p in (root / "saves").iterdir() if (n := names.parse(p.name))]
+        while_saving += any(name.hidden == "staging" for name in found)
+    return while_saving
 
 
-def test_random_kills(tmp_path: Path, uninterrupted: tuple[dict[str, object], object]) -> None:
-    soak(tmp_path, kills=4, seed=1)
-    check_end(tmp_path, uninterrupted)
+def test_random_kills(lives: Lives, root: Path, uninterrupted: End) -> None:
+    soak(lives, root, kills=20, seed=1)
+    check_end(lives, root, uninterrupted)
 
 
 @pytest.mark.nightly
-def test_two_hundred_random_kills(
-    tmp_path: Path, uninterrupted: tuple[dict[str, object], object]
-) -> None:
-    mid_save = sum(soak(tmp_path / str(i), kills=10, seed=i) for i in range(20))
+def test_two_hundred_random_kills(lives: Lives, root: Path, uninterrupted: End) -> None:
+    while_saving = sum(soak(lives, root / str(i), kills=10, seed=i) for i in range(20))
     for i in range(20):
-        check_end(tmp_path / str(i), uninterrupted)
-    assert mid_save > 0
+        check_end(lives, root / str(i), uninterrupted)
+    assert while_saving > 10

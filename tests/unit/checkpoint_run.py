@@ -1,7 +1,7 @@
 """A small run that uses everything a checkpoint must bring back. Not a test module.
 
-Deterministic on the CPU: dropout (torch), the batch (numpy) and a weight (Python's random) draw from
-the global generators, so that one of them lost shows in the next loss.
+Deterministic on the CPU: dropout (torch), the batch (numpy) and a weight (Python's random) draw
+from the global generators, so that one of them lost shows in the next loss.
 """
 
 from __future__ import annotations

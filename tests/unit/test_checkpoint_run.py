@@ -108,16 +108,34 @@ def test_a_failed_save_is_told_cleaned_up_and_survived(
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("point", ["commit.renamed", "pointer.chunk", "pointer.replaced"])
 def test_failure_after_the_rename_says_that_it_is_in_place(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, point: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with checkpoints(tmp_path, build()) as saves:
-        failpoints.configure(f"{point}=eio")
+        failpoints.configure("commit.renamed=eio")
         assert not saves.save(at(1), "epoch", commit_s=60)
     assert "step 1 is in place as ckpt-000001-step-00000001, but the disk" in caplog.text
     assert steps(tmp_path) == [1]
-    assert not [p for p in tmp_path.glob(".*")]
+
+
+@pytest.mark.parametrize("point", ["pointer.chunk", "pointer.written", "prune.renamed"])
+def test_failure_after_the_commit_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, point: str
+) -> None:
+    with checkpoints(tmp_path, build(), keep=Keep(last=1)) as saves:
+        assert saves.save(at(1), "epoch", commit_s=60)
+        failpoints.configure(f"{point}=enospc")
+        assert saves.save(at(2), "epoch", commit_s=60)
+        failpoints.configure(None)
+        assert saves.save(at(3), "epoch", commit_s=60)
+    (told,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    words = "older checkpoints" if point.startswith("prune") else "LATEST"
+    assert f"{words} could not be" in told.message
+    assert steps(tmp_path) == [3]
+    assert reading.pointed_at(tmp_path) == "ckpt-000003-step-00000003"
+    with checkpoints(tmp_path, build()):
+        pass  # sweeps up what the failed removal left
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_with_raise_the_next_step_raises(tmp_path: Path) -> None:
@@ -181,7 +199,7 @@ def test_nothing_is_none_but_nothing_whole_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "ckpt-000001-step-00000001" / "manifest.json").unlink()
     with (
         checkpoints(tmp_path, build()) as saves,
-        pytest.raises(CheckpointError, match="none of the 1 checkpoints in .* is whole"),
+        pytest.raises(CheckpointError, match=r"none of the 1 checkpoints in .* is whole"),
     ):
         saves.find()
 

@@ -37,7 +37,9 @@ def save(store: Store, step: int, payload: bytes, tags: tuple[str, ...] = ("step
     stage.create()
     stage.add(FILES[0], [payload, payload[::-1]], "tensors")
     stage.add(FILES[1], [b"{}" + payload], "tree")
-    return store.commit(stage, tags=tags, world_size=1, meta={"step": step}).name
+    record = store.commit(stage, tags=tags, world_size=1, meta={"step": step})
+    store.point_at(record)
+    return record.name
 
 
 def content(record: reading.Record) -> bytes:
@@ -200,8 +202,8 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreAgainstModel = StoreMachine.TestCase
 TestStoreAgainstModel.settings = settings(
-    max_examples=40,
-    stateful_step_count=15,
+    max_examples=25,
+    stateful_step_count=12,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
