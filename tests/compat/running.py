@@ -20,7 +20,7 @@ def python(
     env: dict[str, str] | None = None,
     in_front: Path | None = None,
     cwd: Path | None = None,
-    timeout: float = 240,
+    timeout: float = 900,
 ) -> subprocess.CompletedProcess[str]:
     """Runs this interpreter with `version` in front, and `in_front` before that."""
     environment = matrix.environment(version) | (env or {})
