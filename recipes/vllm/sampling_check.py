@@ -13,7 +13,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# An honest sampler falls below it once in a billion; garbage was at -20 and further down.
+# An honest sampler falls below it once in a billion. Measured on a tiny trained Gemma 4 (0.32, CPU,
+# 144 tokens): -71 and -76 without the patch, 0.2 to 1.1 with it.
 LIMIT = -6.0
 
 

