@@ -7,6 +7,7 @@ On the CPU the copy is done when `copy_in` returns.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -34,12 +35,37 @@ class Filled:
         return [self._head, self._data.numpy().data]
 
 
+def _needs(tensors: Mapping[str, torch.Tensor]) -> tuple[int, torch.device | None]:
+    """Bytes, and the accelerator that some of the tensors are on."""
+    device = next((t.device for t in tensors.values() if t.device.type != "cpu"), None)
+    return sum(t.numel() * t.element_size() for t in tensors.values()), device
+
+
 class Arena:
     """Reusable host memory, one state at a time; grows when a state does not fit."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._registered = False
+        self._preparing: threading.Thread | None = None
+
+    def prepare(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Get memory for such a state ready, beside the training (pinning 1.2 GB takes 0.35 s)."""
+        size, device = _needs(tensors)
+
+        def reserve() -> None:
+            if device is not None and device.type == "cuda":
+                torch.cuda.set_device(device)  # per thread
+            self._reserve(size, device)
+
+        self._join()
+        self._preparing = threading.Thread(target=reserve, name="checkpoint-memory", daemon=True)
+        self._preparing.start()
+
+    def _join(self) -> None:
+        if self._preparing is not None:
+            self._preparing.join()
+            self._preparing = None
 
     def copy_in(self, tensors: Mapping[str, torch.Tensor]) -> Filled:
         """Copy `tensors` (any devices, any strides; dtype kept) in file order.
@@ -48,8 +74,8 @@ class Arena:
         """
         names = tensorfile.order(tensors)
         head = tensorfile.header(names, tensors)
-        total = sum(t.numel() * t.element_size() for t in tensors.values())
-        device = next((t.device for t in tensors.values() if t.device.type != "cpu"), None)
+        total, device = _needs(tensors)
+        self._join()
         self._reserve(total, device)
         offset = 0
         with torch.no_grad():
@@ -68,7 +94,7 @@ class Arena:
     def _reserve(self, size: int, device: torch.device | None) -> None:
         if self._memory.numel() >= size:
             return
-        self.release()
+        self._free()
         if device is None:
             self._memory = torch.empty(size, dtype=torch.uint8)
             # Touch every page now: the first save should not pay for them.
@@ -84,6 +110,10 @@ class Arena:
 
     def release(self) -> None:
         """Give the memory back."""
+        self._join()
+        self._free()
+
+    def _free(self) -> None:
         if self._registered:
             torch.cuda.synchronize()
             torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())

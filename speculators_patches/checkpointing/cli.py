@@ -25,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True, help="List, verify, prune and export the checkpoints of a run."
 )
 
-# `module:function` of (checkpoint folder, new output folder) -> None; it needs upstream, so it lives
+# `module:function` of (checkpoint folder, new output folder) -> None; needs upstream, so it lives
 # with the patch.
 EXPORTER = "speculators_patches.patches.step_checkpoints:export_checkpoint"
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from speculators_patches.checkpointing import fingerprint as fp
-from speculators_patches.checkpointing import reading, tree
+from speculators_patches.checkpointing import reading, rng, tree
 from speculators_patches.checkpointing.coordinator import Alone, Coordinator
 from speculators_patches.checkpointing.cursor import Cursor
 from speculators_patches.checkpointing.errors import (
@@ -125,6 +125,7 @@ class RunCheckpoints:
         self._clock = clock
         self._writer = Writer()
         self._now = _Progress(last_time=clock())
+        self._prepared = False
         self._store: Store | None = None
         if self.ranks.rank == 0:
             self._store = Store(root)
@@ -198,8 +199,6 @@ class RunCheckpoints:
 
     def restore_rng(self, found: Found) -> None:
         """Set this rank's random generators; call it right before the next batch is used."""
-        from speculators_patches.checkpointing import rng
-
         rng.restore(self._read(found, self.ranks.rank).tree["rng"])
 
     def _read(self, found: Found, rank: int) -> SavedRank:
@@ -229,6 +228,9 @@ class RunCheckpoints:
             SaveFailedError: with `on_failure="raise"`, an earlier save failed; or a rank is gone.
         """
         self._hear()
+        if not self._prepared:
+            self._prepared = True
+            self.state.prepare()
         by_steps = self.when.due_by_steps(cursor.global_step, self._now.last_step)
         by_time = self.when.due_by_time(self._clock() - self._now.last_time)
         if self.ranks.world_size > 1 and self.when.every_minutes is not None and not by_steps:
@@ -320,7 +322,6 @@ class RunCheckpoints:
         if busy:
             self._tell_delay(cursor.global_step, busy)
             return False
-        started = self._clock()
         part = self.state.capture(extra() if extra else None)
         content = {
             "cursor": cursor.to_json(),
@@ -346,7 +347,6 @@ class RunCheckpoints:
         self._writer.submit(
             f"the checkpoint of step {cursor.global_step}", lambda: self._write(save)
         )
-        log.debug("step %d captured in %.4f s", cursor.global_step, self._clock() - started)
         return True
 
     def _write(self, save: Save) -> Published:

@@ -174,6 +174,17 @@ class TrainingState:
         Raises:
             CheckpointError: something that can't be stored exactly, named.
         """
+        document, tensors = self._collect(extra)
+        return Snapshot(document, self._arena.copy_in(tensors))
+
+    def prepare(self) -> None:
+        """Get host memory ready in the background; after the first step, when states exist."""
+        self._arena.prepare(self._collect(None)[1])
+
+    def _collect(
+        self, extra: Mapping[str, Any] | None
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """The JSON document and the live tensors that it refers to by path."""
         content: dict[str, Any] = {"rng": rng.capture(), "extra": dict(extra or {})}
         stored: dict[str, torch.Tensor] = {}
         if self.holds_model:
@@ -201,7 +212,7 @@ class TrainingState:
             if self.holds_model
             else {},
         }
-        return Snapshot(document, self._arena.copy_in(tensors))
+        return document, tensors
 
     def check(self, saved: SavedRank) -> None:
         """Whether `saved` fits these live objects; changes nothing.
