@@ -1,0 +1,148 @@
+"""Which n to serve with, from what was measured; or not to speculate at all.
+
+Per workload and concurrency the candidate is the n with the highest speedup; among those that are
+not shown to be slower than it (its point lies in their interval) the smallest n is taken, which
+needs less memory and loses less when the traffic is harder than the bench. It is recommended only
+if its interval lies above 1. Arms that were refused are no candidates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.stats import FEWEST_PROMPTS, Interval
+
+# Above the highest concurrency measured, vLLM's schedule needs an end of its last range.
+MAX_BATCH = 1024
+
+
+class ChoiceError(ValueError):
+    """Measurements from which nothing can be chosen; the message says why."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One arm at one n: its speed over no speculation on the same prompts, and what refused it."""
+
+    arm: str
+    n: int
+    workload: str
+    concurrency: int
+    speedup: Interval
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The n for one workload and concurrency; 0 means "do not speculate here"."""
+
+    arm: str
+    workload: str
+    concurrency: int
+    n: int
+    speedup: Interval | None
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose_n(rows: Sequence[Measured]) -> Choice:
+    """The best n of one arm on one workload at one concurrency.
+
+    Raises:
+        ChoiceError: no rows, or rows of several arms, workloads or concurrencies.
+    """
+    keys = {(r.arm, r.workload, r.concurrency) for r in rows}
+    if len(keys) != 1:
+        raise ChoiceError(f"Choose for one arm, workload and concurrency at a time, got {keys}.")
+    ((arm, workload, concurrency),) = keys
+
+    def nothing(why: str) -> Choice:
+        return Choice(arm, workload, concurrency, 0, None, f"do not speculate here: {why}")
+
+    usable = [r for r in rows if r.n > 0 and not r.refused and r.speedup.value > 0]
+    refused = sorted({r.n for r in rows if r.refused})
+    note = f" (n = {', '.join(map(str, refused))} refused: degenerate text)" if refused else ""
+    if not usable:
+        return nothing(f"no arm with usable answers{note}")
+    if min(r.speedup.prompts for r in usable) < FEWEST_PROMPTS:
+        return nothing(f"fewer than {FEWEST_PROMPTS} prompts show nothing{note}")
+    best = max(usable, key=lambda r: r.speedup.value)
+    if best.speedup.low <= 1:
+        verdict = "is slower" if best.speedup.high < 1 else "no speedup is shown"
+        return nothing(
+            f"even at n = {best.n} {verdict} ({best.speedup.value:.2f}x, 95 % interval "
+            f"{best.speedup.low:.2f} to {best.speedup.high:.2f}){note}"
+        )
+    equal = [r for r in usable if r.speedup.high >= best.speedup.value and r.speedup.low > 1]
+    taken = min(equal, key=lambda r: r.n)
+    reason = (
+        f"{taken.speedup.value:.2f}x (95 % interval {taken.speedup.low:.2f} to "
+        f"{taken.speedup.high:.2f})"
+    )
+    if taken.n != best.n:
+        reason += f"; n = {best.n} reached {best.speedup.value:.2f}x, not shown to be faster"
+    return Choice(arm, workload, concurrency, taken.n, taken.speedup, reason + note)
+
+
+def choose_all(rows: Sequence[Measured]) -> list[Choice]:
+    """One choice for every arm, workload and concurrency among `rows`, in their order."""
+    groups: dict[tuple[str, str, int], list[Measured]] = {}
+    for row in rows:
+        groups.setdefault((row.arm, row.workload, row.concurrency), []).append(row)
+    return [choose_n(group) for group in groups.values()]
+
+
+def speculative_config(base: Mapping[str, Any], choices: Sequence[Choice]) -> dict[str, Any] | None:
+    """The `--speculative-config` for one arm on one workload, over all concurrencies measured.
+
+    Where n differs with concurrency, vLLM's schedule by batch size is written: inclusive ranges
+    that meet halfway (geometrically) between two measured concurrencies, and 0 where speculation
+    does not pay. vLLM wants a schedule with n > 0 somewhere; if it pays nowhere the result is None.
+
+    Args:
+        base: the arm's config; its `num_speculative_tokens` is replaced.
+        choices: of that arm on that workload, one a concurrency.
+
+    Raises:
+        ChoiceError: no choices, two of one concurrency, or several arms or workloads.
+    """
+    points = sorted(choices, key=lambda c: c.concurrency)
+    distinct = {c.concurrency for c in points}
+    if not points or len(distinct) != len(points) or len({(c.arm, c.workload) for c in points}) > 1:
+        raise ChoiceError("A config needs one choice a concurrency, of one arm on one workload.")
+    deepest = max(c.n for c in points)
+    if deepest == 0:
+        return None
+    config = {k: v for k, v in base.items() if k != "num_speculative_tokens_per_batch_size"}
+    config["num_speculative_tokens"] = deepest
+    if len({c.n for c in points}) > 1:
+        config["num_speculative_tokens_per_batch_size"] = _schedule(points)
+    return config
+
+
+def _schedule(points: Sequence[Choice]) -> list[list[int]]:
+    ranges: list[list[int]] = []
+    start = 1
+    for k, point in enumerate(points):
+        last = k + 1 == len(points)
+        end = MAX_BATCH if last else int((point.concurrency * points[k + 1].concurrency) ** 0.5)
+        end = max(end, point.concurrency)
+        if ranges and ranges[-1][2] == point.n:
+            ranges[-1][1] = end
+        else:
+            ranges.append([start, end, point.n])
+        start = end + 1
+    return ranges
+
+
+def as_flag(config: Mapping[str, Any] | None) -> str:
+    """What to type: the flag with its JSON quoted for a shell, or the advice to leave it out."""
+    if config is None:
+        return "do not speculate here (no --speculative-config)"
+    text = json.dumps(config, ensure_ascii=False).replace("'", "'\\''")
+    return f"--speculative-config '{text}'"
