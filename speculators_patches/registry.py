@@ -59,7 +59,7 @@ class Patch:
     Attributes:
         name: file name in `patches/`, named for what it makes true.
         defect: the defect, in one sentence, as a user meets it.
-        needed: versions of `distribution` that have the defect.
+        needed: versions of `distribution` that have the defect and that the patch is made for.
         targets: the upstream objects concerned.
         upstream: link to the issue or pull request, or a sentence saying that none exists.
         fixed_in: first release without the defect, `None` while there is none.

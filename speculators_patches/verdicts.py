@@ -115,7 +115,7 @@ def _no_op_here(patch: Patch) -> Judgement | None:
 def _why_not_needed(patch: Patch, distribution: str, version: Version) -> str:
     if patch.fixed_in is not None and version >= Version(patch.fixed_in):
         return f"upstreamed in {patch.fixed_in}{_number(patch.upstream)}"
-    return f"{distribution} {version} does not have the defect; {patch.needed} does"
+    return f"the patch is for {distribution} {patch.needed}, this is {version}"
 
 
 def _number(link: str) -> str:
