@@ -41,7 +41,7 @@ class Activity:
     def _remaining(self, fraction: float | None) -> str:
         elapsed = time.monotonic() - self._start
         if fraction and elapsed > 2:
-            return f"about {_clock(elapsed / fraction - elapsed)} left"
+            return f"about {_clock(max(0.0, elapsed / fraction - elapsed))} left"
         if self._expected is not None:
             return f"about {_clock(max(0.0, self._expected - elapsed))} left"
         return ""
@@ -98,7 +98,8 @@ class Display:
         try:
             yield activity
         except BaseException as e:
-            activity.finish(f"stopped by {type(e).__name__}")
+            asked = isinstance(e, KeyboardInterrupt | SystemExit)
+            activity.finish("interrupted" if asked else "failed")
             raise
         finally:
             self._running.remove(activity)

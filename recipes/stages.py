@@ -18,6 +18,7 @@ from recipes import upstream
 from recipes.bench_stage import bench, bench_prompts
 from recipes.config import Recipe
 from recipes.process import StageError
+from recipes.responses import Responses, count_lines, drop_torn_tail
 from recipes.run_folder import RunFolder, file_digest, write_atomically
 from recipes.server_specs import extraction_server, plain_server, production_server
 from recipes.stage import (
@@ -48,54 +49,39 @@ def regenerate(ctx: Context) -> None:
             return
         outfile = work.folder / "responses.jsonl"
         errors = work.folder / "responses.errors.jsonl"
-        _drop_torn_tail(outfile)
+        drop_torn_tail(outfile)
         errors.unlink(missing_ok=True)  # this attempt's errors decide; the failed are asked again
+        responses = Responses(outfile).read_on()
         # Upstream's --limit counts the rows still to do, not the ones that --resume skips.
-        missing = recipe.samples - len(_answered_ids(outfile))
+        missing = recipe.samples - len(responses.conversations)
 
         def show() -> None:
-            answered = _count_lines(outfile)
+            answered = len(responses.read_on().conversations)
             work.activity.update(
                 f"{answered} of {recipe.samples} prompts answered", answered / recipe.samples
             )
 
         if missing > 0:
-            with ctx.servers.lease(
-                plain_server(recipe, ctx.label + "body"), recipe.regenerate_endpoint
-            ) as server:
-                work.command(
-                    upstream.regenerate(
-                        recipe, endpoint=server.base_url, outfile=outfile, limit=missing
-                    ),
-                    show,
+            (spec,) = servers_of(ctx, "regenerate")
+            with ctx.servers.lease(spec, recipe.regenerate_endpoint) as server:
+                argv = upstream.regenerate(
+                    recipe, endpoint=server.base_url, outfile=outfile, limit=missing
                 )
-        rows = [json.loads(line) for line in outfile.read_text("utf-8").splitlines()]
-        failed = _count_lines(errors)
-        answered = len(_answered_ids(outfile))
-        # Upstream exits 0 even when every request failed (FAQ: a dead server looks like success).
-        if failed > recipe.regenerate_error_share * max(1, answered + failed):
+                work.command(argv, show)
+        results = responses.read_on().summary()
+        failed = count_lines(errors)
+        # Upstream exits 0 even when every request failed: a dead server looks like success.
+        if failed > recipe.regenerate_error_share * max(1, results["answered"] + failed):
             raise StageError(
-                f"regenerate: {failed} of {answered + failed} prompts failed, more than "
+                f"regenerate: {failed} of {results['answered'] + failed} prompts failed, more than "
                 f"regenerate_error_share={recipe.regenerate_error_share}; the reasons are in "
                 f"{errors}. Mend the cause and run regenerate again: the answered ones are kept."
             )
-        if not rows:
+        if not results["rows"]:
             raise StageError(
                 f"regenerate: the body answered nothing; see {ctx.run.log('regenerate')}."
             )
-        lengths = sorted(sum(row["loss_mask"]) for row in rows)
-        work.finish(
-            answered=answered,
-            failed=failed,
-            rows=len(rows),
-            output=file_digest(outfile),
-            answer_tokens={
-                "total": sum(lengths),
-                "median": lengths[len(lengths) // 2],
-                "longest": lengths[-1],
-            },
-            cut_at_limit=sum(r["metadata"].get("finish_reason") == "length" for r in rows),
-        )
+        work.finish(failed=failed, output=file_digest(outfile), **results)
 
 
 def prepare(ctx: Context) -> None:
@@ -252,10 +238,10 @@ def serve(ctx: Context) -> None:
 
 
 def servers_of(ctx: Context, name: str) -> list[ServerSpec]:
-    """The servers that the recipe itself starts for a stage before the bench."""
-    if name == "regenerate" and not ctx.recipe.regenerate_endpoint:
+    """The servers that a stage before the bench leases (unless the user runs one)."""
+    if name == "regenerate":
         return [plain_server(ctx.recipe, ctx.label + "body")]
-    if name == "train" and not ctx.recipe.train_endpoint:
+    if name == "train":
         folder = extraction_folder(ctx.run)
         return [extraction_server(ctx.recipe, folder, ctx.label + "extraction")]
     return []
@@ -276,32 +262,6 @@ STAGES: dict[str, Callable[[Context], object]] = {
 
 
 # ---- small readings of what upstream wrote ----
-
-
-def _drop_torn_tail(path: Path) -> None:
-    """Cut a killed writer's last line, to which upstream would glue its next one."""
-    if not path.exists():
-        return
-    with path.open("rb+") as f:
-        data = f.read()
-        keep = data.rfind(b"\n") + 1
-        if keep != len(data):
-            f.truncate(keep)
-
-
-def _answered_ids(path: Path) -> set[str]:
-    if not path.exists():
-        return set()
-    with path.open(encoding="utf-8") as f:
-        return {json.loads(line)["primary_id"] for line in f}
-
-
-def _count_lines(path: Path) -> int:
-    try:
-        with path.open("rb") as f:
-            return sum(chunk.count(b"\n") for chunk in iter(lambda: f.read(1 << 20), b""))
-    except OSError:
-        return 0
 
 
 def _dataset_rows(folder: Path) -> int:

@@ -24,7 +24,7 @@ from recipes.run_folder import RunFolder, write_atomically
 from recipes.server_specs import drafting_server
 from recipes.stage import Context, stage, trained_drafter
 from recipes.upstream import newest_drafter
-from recipes.vllm_server import ServerSpec
+from recipes.vllm_server import ServerSpec, prewarm
 
 # Held-out prompts of each kind in the bench.
 BENCH_PROMPTS = 32
@@ -93,6 +93,7 @@ class _Step:
 def run(ctx: Context, names: Sequence[str]) -> None:
     """Run the named stages, and before them what they need and the folder does not hold yet."""
     ctx.expected = EXPECTED_S
+    prewarm(ctx.run.root / "logs")  # vLLM is imported while the body trains
     make_bodies(ctx)
     vanilla = _vanilla_context(ctx)
 
