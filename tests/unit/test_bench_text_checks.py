@@ -77,6 +77,7 @@ def test_a_loop_cut_by_the_limit_is_said_to_never_end() -> None:
     assert "never ends" in finding.message
     assert "I'm sorry" in finding.message
     assert checks(text, "stop") == set()  # six copies and then an end may be a joke
+    assert checks(PHRASES["sentence"] * 4) == set()  # four are what placeholder lists hold
 
 
 @pytest.mark.parametrize(
