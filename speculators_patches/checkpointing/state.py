@@ -224,7 +224,10 @@ class TrainingState:
             NotSameRunError: naming the tensor, parameter group or optimizer that differs.
         """
         for name, tensor in self._tensors.items():
-            _check_tensor(name, tensor, saved, self._frozen.get(name))
+            frozen = self._frozen.get(name)
+            if frozen and _version(tensor) != self._versions[name]:
+                frozen = tensor_sha256(tensor)  # it changed here since the start
+            _check_tensor(name, tensor, saved, frozen)
         if strangers := sorted(set(saved.tree["model"]) - set(self._tensors)):
             raise NotSameRunError(f"the checkpoint trains {strangers[0]!r}, which this model lacks")
         live = [self._optimizer_tree(one) for one in self.optimizers]

@@ -6,7 +6,7 @@ replaced atomically. Killed anywhere, or without power, there is either the old 
 the old set and the new one, never a half one under a committed name.
 
 Removing goes the other way round: rename out of the committed names first, then delete exactly the
-files that the manifest lists, the manifest last, then `rmdir`. A foreign file is never deleted: a
+files that the manifest lists, then `rmdir`. A foreign file is never deleted: a
 folder that holds one is not pruned at all.
 """
 
@@ -38,10 +38,10 @@ from speculators_patches.checkpointing.ownership import WriterLock, origin
 def unlink_ours(folder: Path, *, point: str = "sweep.unlinked") -> list[str]:
     """Delete from `folder` the files that we write, by name, and the folder if that empties it.
 
-    The manifest goes last, so that an interrupted removal can be taken up. Returns the names left.
+    Interrupted, it is taken up by `Store.sweep`. Returns the names left.
     """
     ours = [p for p in folder.iterdir() if FILE_NAME.fullmatch(p.name) and not p.is_dir()]
-    for path in sorted(ours, key=lambda p: (p.name == MANIFEST, p.name)):
+    for path in sorted(ours, key=lambda p: p.name):
         path.unlink(missing_ok=True)
         hit(point)
     left = sorted(p.name for p in folder.iterdir())

@@ -87,6 +87,22 @@ def test_saving_changes_nothing_and_the_snapshot_does_not_follow_training(tmp_pa
     assert again.train(TOTAL - step) == losses[step:]
 
 
+def test_live_objects_that_have_trained_already_are_put_back_to_the_start(tmp_path: Path) -> None:
+    whole = build()
+    save_at(tmp_path, build(), 0)
+    losses = whole.train(4)
+    stale = build()
+    stale.train(3)
+    # A counter that the checkpoint knows as not yet changed can't be put back: never silently.
+    with pytest.raises(NotSameRunError, match=r"frozen tensor 'norm.num_batches_tracked' differs"):
+        resume(tmp_path, stale)
+    stale.model.norm.reset_running_stats()
+    assert resume(tmp_path, stale) == 0
+    assert all(not optimizer.state for optimizer in stale.optimizers)
+    assert stale.train(4) == losses
+    assert stale.bits() == whole.bits()
+
+
 def test_precisions_and_counters_are_kept(tmp_path: Path) -> None:
     run = build("lion-fp32", "bfloat16")
     run.train(3)

@@ -252,6 +252,18 @@ def test_sweep_leaves_a_staging_folder_that_holds_something_foreign(tmp_path: Pa
     assert (staging / "thesis.tex").read_text() == "only copy"
 
 
+def test_prune_leaves_a_checkpoint_that_holds_something_foreign(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        old = save(store, 1, b"a")
+        save(store, 2, b"b")
+        (tmp_path / old / "notes.txt").write_text("the good one")
+        removed, refused = store.prune([old])
+    assert not removed
+    assert refused == [f"{old} is kept: 'notes.txt' in it is not ours"]
+    assert (tmp_path / old / "notes.txt").read_text() == "the good one"
+    assert reading.inspect(tmp_path / old).problem == ""  # type: ignore[union-attr]
+
+
 def test_same_step_saved_again_after_a_fall_back_is_the_newest(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         save(store, 10, b"first")
