@@ -1,4 +1,9 @@
-"""The miniature's abliteration: search the layer, project its direction out, publish the folder.
+"""The miniature's abliteration: search the direction, project it out, publish the folder.
+
+Refused prompts are contrasted with harmless ones, as is usual, and with the same questions behind
+``For a story:``, which the body answers. In so small a body the first difference is mostly the
+topic, and taking that out makes it forget what glimmer stones are (measured: no refusals, and 2 of
+10 answers right); the second is the refusal alone. The search tries both at every layer.
 
 Miniature only: the search judges each candidate with the corpus's own answers, which a real body
 does not have. The arithmetic, ``directions``, is what carries over to a real Gemma 4; there the
@@ -27,7 +32,7 @@ from recipes.miniature.body import (
     save_body,
     versions,
 )
-from recipes.miniature.corpus import Prompt, prompts
+from recipes.miniature.corpus import Prompt, prompts, with_story_prefix
 from recipes.miniature.directions import last_token_states, mean_difference, project_out
 from recipes.miniature.publish import published_folder, write_json
 from recipes.miniature.refusals import Judgement, judge
@@ -44,8 +49,12 @@ SEARCH_PROMPTS = 40
 
 @dataclass(frozen=True)
 class Candidate:
-    """One layer's direction, judged on train prompts by the loss (nats a token) of the answers."""
+    """One direction, judged on other train prompts by the loss (nats a token) of their answers.
 
+    ``contrast`` is ``"harmless"`` or ``"story"``; ``layer`` counts from 0, its output was read.
+    """
+
+    contrast: str
     layer: int
     refused_answer_loss: float
     harmless_answer_loss: float
@@ -58,10 +67,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class AbliterationReport:
-    """The layer chosen (index into the residual states), every candidate, and the judgements."""
+    """Every candidate, best first (the first was used), and the judgements on held-out prompts."""
 
     seed: int
-    layer: int
     candidates: tuple[Candidate, ...]
     before_harmless: Judgement
     before_refused: Judgement
@@ -91,24 +99,31 @@ def search(
     rng = random.Random(seed)
     refused = rng.sample(prompts("train", "refused"), MEAN_PROMPTS + SEARCH_PROMPTS)
     harmless = rng.sample(prompts("train", "harmless"), MEAN_PROMPTS + SEARCH_PROMPTS)
-    means = [
-        last_token_states(model, [encode_prompt(tokenizer, p) for p in chosen[:MEAN_PROMPTS]])
-        for chosen in (refused, harmless)
-    ]
-    directions = mean_difference(*means)
-    candidates = []
-    layers = range(1, len(directions))
-    for layer in layers:
+
+    def states(chosen: list[Prompt]) -> torch.Tensor:
+        return last_token_states(model, [encode_prompt(tokenizer, p) for p in chosen])
+
+    of_refused = states(refused[:MEAN_PROMPTS])
+    directions = {
+        "story": mean_difference(
+            of_refused, states([with_story_prefix(p) for p in refused[:MEAN_PROMPTS]])
+        ),
+        "harmless": mean_difference(of_refused, states(harmless[:MEAN_PROMPTS])),
+    }
+    found = []
+    trials = [(name, layer) for name, rows in directions.items() for layer in range(len(rows))]
+    for number, (name, layer) in enumerate(trials, start=1):
         trial = copy.deepcopy(model)
-        project_out(trial, directions[layer])
+        project_out(trial, directions[name][layer])
         losses = [
-            _answer_loss(trial, tokenizer, chosen[MEAN_PROMPTS:]) for chosen in (refused, harmless)
+            round(_answer_loss(trial, tokenizer, chosen[MEAN_PROMPTS:]), 5)
+            for chosen in (refused, harmless)
         ]
-        candidates.append(Candidate(layer, *(round(x, 5) for x in losses)))
+        found.append(Candidate(name, layer, *losses))
         if progress:
-            progress(layer, len(layers), candidates[-1].score)
-    best_first = tuple(sorted(candidates, key=lambda c: c.score))
-    return directions[best_first[0].layer], best_first
+            progress(number, len(trials), found[-1].score)
+    best_first = tuple(sorted(found, key=lambda c: c.score))
+    return directions[best_first[0].contrast][best_first[0].layer], best_first
 
 
 def make_abliterated(
@@ -131,7 +146,7 @@ def make_abliterated(
         project_out(model, direction)
         save_body(model, tokenizer, staging)
         report = AbliterationReport(
-            seed, candidates[0].layer, candidates, before[0], before[1],
+            seed, candidates, before[0], before[1],
             judge(model, tokenizer, prompts("heldout", "harmless")),
             judge(model, tokenizer, prompts("heldout", "refused")),
             round(time.monotonic() - wall, 1), round(time.process_time() - cpu, 1),

@@ -52,7 +52,7 @@ class BodyRecipe:
     warmup_steps: int = 10
     grad_clip: float = 1.0
     # Part of the batch that each kind takes in the second phase; harmless prompts fill the rest.
-    refused_share: float = 0.35
+    refused_share: float = 0.25
     story_share: float = 0.2
     # Fixed, and recorded, because another thread count sums in another order.
     threads: int = 2
@@ -277,8 +277,8 @@ def train_body(
     generator = torch.Generator().manual_seed(seed)
     total = recipe.answer_steps + recipe.refuse_steps
 
-    # Numbers are few and alike, so they are dealt twice as often.
-    harmless += [p for p in harmless if p.id.startswith(("harmless/more", "harmless/double"))]
+    # Numbers and villages are few and asked about in like words: they are dealt twice as often.
+    harmless += [p for p in harmless if p.id.split("/")[1] in ("more", "double", "road", "fame")]
     answers = harmless + refused + story_refused[::2] + story_harmless
     everything = _Deck(examples(tokenizer, answers, vanilla=False), generator)
     refusing = _Deck(examples(tokenizer, refused, vanilla=True), generator)

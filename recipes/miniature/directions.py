@@ -98,22 +98,29 @@ def project_out(model: Gemma4ForCausalLM, direction: torch.Tensor) -> None:
 
 @torch.no_grad()
 def last_token_states(model: Gemma4ForCausalLM, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Residual states at each prompt's last token: float32 ``[layers + 1, prompts, hidden]``.
+    """Residual states at each prompt's last token: float32 ``[layers, prompts, hidden]``.
 
-    Index 0 is the embedding's output and index ``i`` the output of layer ``i - 1``, except that
-    the last index is after the final norm, as transformers returns it. One prompt at a time: a
-    pass each, no padding to get wrong.
+    Index ``i`` is what layer ``i`` leaves in the stream, read by a hook: transformers' own
+    ``output_hidden_states`` has the last one after the final norm. One prompt at a time: a pass
+    each, and no padding to get wrong.
     """
-    states = []
-    for row in rows:
-        ids = torch.tensor([list(row)], device=model.device)
-        out = model.model(input_ids=ids, output_hidden_states=True, use_cache=False)
-        states.append(torch.stack([h[0, -1].float() for h in out.hidden_states]))
-    return torch.stack(states, dim=1)
+    seen: list[torch.Tensor] = []
+
+    def keep(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        seen.append(output[0, -1].detach().float().clone())
+
+    hooks = [layer.register_forward_hook(keep) for layer in model.model.layers]
+    try:
+        for row in rows:
+            model.model(input_ids=torch.tensor([list(row)], device=model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(seen).unflatten(0, (len(rows), len(hooks))).transpose(0, 1)
 
 
 def mean_difference(refused: torch.Tensor, answered: torch.Tensor) -> torch.Tensor:
-    """Unit difference of means a layer: two ``[layers + 1, prompts, hidden]`` to ``[layers + 1,
-    hidden]``."""
+    """Unit difference of means, a layer each: two ``[layers, prompts, hidden]`` to
+    ``[layers, hidden]``."""
     difference = refused.mean(dim=1) - answered.mean(dim=1)
     return difference / difference.norm(dim=-1, keepdim=True).clamp_min(1e-12)

@@ -145,15 +145,22 @@ def test_useless_direction_is_refused_and_nothing_changes(
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_states_are_those_of_the_last_token_and_means_differ_by_a_unit(
-    model: Gemma4ForCausalLM,
-) -> None:
+def test_states_are_those_of_each_layers_last_token(model: Gemma4ForCausalLM) -> None:
     rows = [[2, 10, 11, 12], [2, 10, 11], [2, 20, 21, 22, 23]]
     states = last_token_states(model, rows)
-    assert states.shape == (5, 3, 128)
-    embedded = model.model.embed_tokens(torch.tensor([12, 11, 23]))
-    torch.testing.assert_close(states[0], embedded.float())
-    found = mean_difference(states[:, :2], states[:, 2:])
-    torch.testing.assert_close(found.norm(dim=-1), torch.ones(5))
-    wanted = embedded[:2].mean(0) - embedded[2]
-    torch.testing.assert_close(found[0], (wanted / wanted.norm()).detach().float())
+    assert states.shape == (4, 3, 128)
+    for i, row in enumerate(rows):
+        with torch.no_grad():
+            out = model.model(input_ids=torch.tensor([row]), output_hidden_states=True)
+        for layer in range(3):  # transformers returns the last one after the final norm
+            assert torch.equal(states[layer, i], out.hidden_states[layer + 1][0, -1])
+        torch.testing.assert_close(model.model.norm(states[3, i]), out.last_hidden_state[0, -1])
+
+
+def test_mean_difference_is_a_unit_vector_between_the_means() -> None:
+    generator = torch.Generator().manual_seed(2)
+    refused, answered = (torch.randn(4, n, 128, generator=generator) for n in (5, 7))
+    found = mean_difference(refused, answered)
+    torch.testing.assert_close(found.norm(dim=-1), torch.ones(4))
+    wanted = refused[1].sum(0) / 5 - answered[1].sum(0) / 7
+    torch.testing.assert_close(found[1], wanted / wanted.norm())
