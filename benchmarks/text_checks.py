@@ -130,7 +130,9 @@ def check_answer(
     """
     if not has_content(text):
         runs = list(_runs(text, thresholds))
-        return runs or [Finding("empty", len(text), 1, "the answer holds no letter, digit or symbol")]
+        return runs or [
+            Finding("empty", len(text), 1, "the answer holds no letter, digit or symbol")
+        ]
     found: list[Finding] = []
     cut = units(text)
     loop = find_loop(cut, finish_reason == "length", thresholds)
