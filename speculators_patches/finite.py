@@ -1,4 +1,4 @@
-"""Are these tensors finite? One answer for the trainer's guard and for whoever writes a checkpoint."""
+"""Are these tensors finite? One answer for the trainer and for whoever writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NonFiniteState(RunStopped):
 
 
 def nonfinite(named: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
-    """Names of the floating tensors (any shape, dtype and device) with a NaN or an infinity in them.
+    """Names of the floating tensors (any shape, dtype, device) that hold a NaN or an infinity.
 
     One pass over the data without a copy, and one synchronisation a device. Of a sharded DTensor
     this rank's shard is looked at. Integer and empty tensors are always finite.
@@ -54,7 +54,7 @@ def assert_finite(named: Iterable[tuple[str, torch.Tensor]], what: str = "the ch
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise NonFiniteState(
-            f"{what} was not written: {', '.join(bad[:3])}{more} hold NaN or infinity; "
+            f"{what} was not written: NaN or infinity in {', '.join(bad[:3])}{more}; "
             "resume from the checkpoint before"
         )
 
