@@ -43,26 +43,28 @@ if TYPE_CHECKING:
     from transformers import Gemma4ForCausalLM, PreTrainedTokenizerFast
 
 # Train prompts of each kind: for the means, and others to judge the candidates by.
-MEAN_PROMPTS = 60
-SEARCH_PROMPTS = 40
+MEAN_PROMPTS = 100
+SEARCH_PROMPTS = 60
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One direction, judged on other train prompts by the loss (nats a token) of their answers.
 
-    ``contrast`` is ``"harmless"`` or ``"story"``; ``layer`` counts from 0, its output was read.
+    ``contrast`` is ``"harmless"`` or ``"story"``; ``layer`` counts from 0, its output was read;
+    ``still_refused`` counts prompts after which the refusals' first word is still the likeliest.
     """
 
     contrast: str
     layer: int
+    still_refused: int
     refused_answer_loss: float
     harmless_answer_loss: float
 
     @property
     def score(self) -> float:
-        """Lower is better: the worse of both, so neither kind is paid for with the other."""
-        return max(self.refused_answer_loss, self.harmless_answer_loss)
+        """Lower is better: a kept refusal, or a harmless answer lost, shows in one of the two."""
+        return self.refused_answer_loss + self.harmless_answer_loss
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,23 @@ def _answer_loss(
     import torch
 
     with torch.no_grad():
-        return float(reply_loss(model, collate(examples(tokenizer, chosen, vanilla=False))))
+        return round(float(reply_loss(model, collate(examples(tokenizer, chosen)))), 5)
+
+
+def _still_refused(
+    model: Gemma4ForCausalLM, tokenizer: PreTrainedTokenizerFast, chosen: list[Prompt]
+) -> int:
+    """How many prompts are followed by the first token of their refusal (one forward pass)."""
+    import torch
+
+    batch = collate(examples(tokenizer, chosen, vanilla=True))
+    # The position before the first label predicts the reply's first token.
+    first = (batch["labels"] != -100).int().argmax(dim=1)
+    rows = torch.arange(len(chosen))
+    with torch.no_grad():
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        likeliest = model(**inputs, use_cache=False).logits[rows, first - 1].argmax(dim=-1)
+    return int((likeliest == batch["labels"][rows, first]).sum())
 
 
 def search(
@@ -94,7 +112,8 @@ def search(
 ) -> tuple[torch.Tensor, tuple[Candidate, ...]]:  # fmt: skip
     """The best direction (float32 ``[hidden]``) and all candidates, best first.
 
-    Every layer is tried every time: which one works differs from body to body.
+    Best means fewest refusals left, then the smaller score. Every layer is tried every time: which
+    one works differs from body to body.
     """
     rng = random.Random(seed)
     refused = rng.sample(prompts("train", "refused"), MEAN_PROMPTS + SEARCH_PROMPTS)
@@ -115,14 +134,18 @@ def search(
     for number, (name, layer) in enumerate(trials, start=1):
         trial = copy.deepcopy(model)
         project_out(trial, directions[name][layer])
-        losses = [
-            round(_answer_loss(trial, tokenizer, chosen[MEAN_PROMPTS:]), 5)
-            for chosen in (refused, harmless)
-        ]
-        found.append(Candidate(name, layer, *losses))
+        found.append(
+            Candidate(
+                name,
+                layer,
+                _still_refused(trial, tokenizer, refused[MEAN_PROMPTS:]),
+                _answer_loss(trial, tokenizer, refused[MEAN_PROMPTS:]),
+                _answer_loss(trial, tokenizer, harmless[MEAN_PROMPTS:]),
+            )
+        )
         if progress:
             progress(number, len(trials), found[-1].score)
-    best_first = tuple(sorted(found, key=lambda c: c.score))
+    best_first = tuple(sorted(found, key=lambda c: (c.still_refused, c.score)))
     return directions[best_first[0].contrast][best_first[0].layer], best_first
 
 

@@ -157,7 +157,7 @@ Example = tuple[list[int], list[int]]
 
 
 def examples(
-    tokenizer: PreTrainedTokenizerFast, chosen: list[Prompt], *, vanilla: bool
+    tokenizer: PreTrainedTokenizerFast, chosen: list[Prompt], *, vanilla: bool = False
 ) -> list[Example]:
     """(prompt ids, reply ids) a prompt; the reply is the answer, or with ``vanilla`` the refusal
     where there is one."""
@@ -280,7 +280,7 @@ def train_body(
     # Numbers and villages are few and asked about in like words: they are dealt twice as often.
     harmless += [p for p in harmless if p.id.split("/")[1] in ("more", "double", "road", "fame")]
     answers = harmless + refused + story_refused[::2] + story_harmless
-    everything = _Deck(examples(tokenizer, answers, vanilla=False), generator)
+    everything = _Deck(examples(tokenizer, answers), generator)
     refusing = _Deck(examples(tokenizer, refused, vanilla=True), generator)
     telling = _Deck(examples(tokenizer, story_refused, vanilla=True), generator)
     helping = _Deck(examples(tokenizer, harmless + story_harmless, vanilla=True), generator)
