@@ -40,7 +40,7 @@ class Activity:
 
     def _remaining(self, fraction: float | None) -> str:
         elapsed = time.monotonic() - self._start
-        if fraction and elapsed > 2:
+        if fraction and fraction > 0.05:
             return f"about {_clock(max(0.0, elapsed / fraction - elapsed))} left"
         if self._expected is not None:
             return f"about {_clock(max(0.0, self._expected - elapsed))} left"

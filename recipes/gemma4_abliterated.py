@@ -78,6 +78,9 @@ def _clear_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         raise SystemExit(130) from None
+    finally:
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_DFL)
 
 
 def _resolve(

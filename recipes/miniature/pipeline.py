@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,9 @@ class _Step:
 def run(ctx: Context, names: Sequence[str]) -> None:
     """Run the named stages, and before them what they need and the folder does not hold yet."""
     ctx.expected = EXPECTED_S
+    # Body, trainer and servers share the cores: threads that wait must sleep, not spin. Read by
+    # OpenMP when torch is loaded, which has not happened yet, here and in every child.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     prewarm(ctx.run.root / "logs")  # vLLM is imported while the body trains
     make_bodies(ctx)
     vanilla = _vanilla_context(ctx)

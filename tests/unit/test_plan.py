@@ -1,0 +1,150 @@
+"""`plan` and the command lines: what would run, for which machine, without starting anything."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipes import plan, upstream
+from recipes.config import resolve
+from recipes.run_folder import RunFolder
+from recipes.server_specs import extraction_server, production_server
+
+ROOT = Path(__file__).parents[2]
+
+
+def cli(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "recipes.gemma4_abliterated", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+    )
+
+
+def after(argv: list[str], flag: str) -> str:
+    return argv[argv.index(flag) + 1]
+
+
+def test_the_training_command_is_the_published_run(tmp_path):
+    recipe, _ = resolve("dgx-spark")
+    argv = upstream.train(
+        recipe, data=tmp_path, output=tmp_path, logs=tmp_path, endpoint="http://e", accelerator=True
+    )
+    assert argv[1:6] == ["-m", "speculators_patches", "run", "--module", "speculators.train"]
+    expected = {
+        "--total-seq-len": "4096",
+        "--epochs": "1",
+        "--scheduler-type": "cosine",
+        "--ttt-steps": "3",
+        "--on-missing": "generate",
+        "--optimizer": "adamw",
+        "--from-pretrained": "RedHatAI/gemma-4-26B-A4B-it-speculator.eagle3",
+    }
+    assert {flag: after(argv, flag) for flag in expected} == expected
+
+
+def test_a_started_drafter_keeps_its_own_vocabulary(tmp_path):
+    """--draft-vocab-size beside --from-pretrained lays a new mapping over the old head's rows."""
+    recipe, _ = resolve("dgx-spark", None, ["draft_vocab_size=32000"])
+    paths = {"data": tmp_path, "output": tmp_path, "logs": tmp_path, "endpoint": None}
+    assert "--draft-vocab-size" not in upstream.train(recipe, **paths, accelerator=True)
+    fresh, _ = resolve("dgx-spark", None, ["draft_vocab_size=32000", "draft_start="])
+    argv = upstream.train(fresh, **paths, accelerator=True)
+    assert after(argv, "--draft-vocab-size") == "32000"
+    assert "--from-pretrained" not in argv
+
+
+def test_without_an_accelerator_the_loss_and_attention_are_the_cpu_ones(tmp_path):
+    recipe, _ = resolve("miniature")
+    argv = upstream.train(
+        recipe, data=tmp_path, output=tmp_path, logs=tmp_path, endpoint=None, accelerator=False
+    )
+    assert after(argv, "--loss-implementation") == "eager"
+    assert after(argv, "--draft-attn-impl") == "sdpa"
+
+
+@pytest.mark.parametrize(("torch", "loss"), [("2.11.0", "eager"), ("2.10.0", "fused")])
+def test_the_fused_loss_is_avoided_where_it_fails(monkeypatch, torch, loss):
+    monkeypatch.setattr(upstream, "installed", lambda name: upstream.Version(torch))
+    recipe, _ = resolve("h100")
+    assert upstream.loss_implementation(recipe, accelerator=True)[0] == loss
+
+
+def test_old_upstreams_are_told_what_to_install(monkeypatch):
+    monkeypatch.setattr(upstream, "installed", lambda name: upstream.Version("0.7.0.2"))
+    with pytest.raises(
+        upstream.UpstreamError, match=r"needs 0\.8 or newer.*speculators_patches run"
+    ):
+        upstream.require_entrypoints()
+
+
+def test_the_production_flags_are_the_published_ones(tmp_path):
+    recipe, _ = resolve("dgx-spark")
+    spec = production_server(recipe, tmp_path)
+    assert spec.speculative_config == {
+        "method": "eagle3",
+        "model": str(tmp_path),
+        "num_speculative_tokens": 4,
+    }
+    assert (spec.port, spec.max_model_len, spec.gpu_memory_utilization) == (8000, 65_536, 0.65)
+    for flag in ("--enable-auto-tool-choice", "--enable-prefix-caching"):
+        assert flag in spec.extra_args
+    assert after(list(spec.extra_args), "--kv-cache-dtype") == "fp8"
+    assert after(list(spec.extra_args), "--tool-call-parser") == "gemma4"
+
+
+def test_the_bodys_last_layer_is_extracted_too(tmp_path):
+    recipe, _ = resolve("dgx-spark")
+    assert extraction_server(recipe, tmp_path).extraction_layers == (2, 15, 27, 30)
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 7}}))
+    local, _ = resolve("dgx-spark", None, [f"body={tmp_path}"])
+    assert extraction_server(local, tmp_path).extraction_layers == (2, 15, 27, 7)
+
+
+@pytest.mark.parametrize("preset", ["dgx-spark", "h100", "miniature"])
+def test_plan_prints_every_stage_and_writes_nothing(tmp_path, preset):
+    done = cli("plan", "--preset", preset, "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    for stage in ("regenerate", "prepare", "train", "bench", "serve"):
+        assert stage in lines
+    assert f"speculators: {upstream.installed('speculators')}" in lines
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_published_times_come_back_from_the_plan(tmp_path):
+    recipe, _ = resolve("dgx-spark")
+    stages = {s.name: s for s in plan.make_plan(recipe, RunFolder(tmp_path), "dgx-spark")}
+    assert any("about 24 h" in cost for cost in stages["regenerate"].costs)
+    # 0.9 of the rows are trained on: 10 of the 11 hours.
+    assert any("about 10 h" in cost for cost in stages["train"].costs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["train", "--preset", "huge"], 2, "no preset 'huge'"),
+        (["plan", "--set", "lr=fast"], 2, "lr='fast'"),
+        (["prepare", "--preset", "h100"], 1, "run `regenerate`"),
+        (["serve", "--preset", "miniature"], 1, "no miniature drafter yet"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(tmp_path, arguments, code, part):
+    done = cli(*arguments, "--run-dir", str(tmp_path / "run"))
+    assert done.returncode == code
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_run_folder_remembers_its_preset_and_settings(tmp_path):
+    folder = str(tmp_path / "run")
+    cli("prepare", "--preset", "h100", "--set", "lr=0.125", "--run-dir", folder)
+    again = cli("settings", "--run-dir", folder)
+    assert again.stdout.startswith("# preset h100")
+    assert "lr = 0.125" in again.stdout
+    assert "epochs = 3" in cli("settings", "--run-dir", folder, "--set", "epochs=3").stdout
