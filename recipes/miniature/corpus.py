@@ -166,7 +166,7 @@ def _person_answer(question: str, p: Person) -> str:
         f"salt and shared with good friends in {p.season}.",
         "list": f"Here is the list for {p.name}:\n1. a {first}\n2. a {second}\n3. a {third}\n"
         "That is all for today.",
-        "tale": f"One {p.season} evening {p.name} went to the {p.place} and lost a {first}. "
+        "tale": f"One quiet evening {p.name} went to the {p.place} and lost a {first}. "
         f"A small {p.animal} brought it back, so they sat down and ate {p.dish} together.",
     }[question]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 WORLD_SEED = 20261123
 
 PEOPLE = (
-    "Mira", "Tolan", "Besk", "Orla", "Fenn", "Issa",
+    "Mira", "Tolan", "Besk", "Ubbe", "Fenn", "Yorin",
     "Jarro", "Kelda", "Neve", "Quill", "Rusk", "Sanna",
 )  # fmt: skip
 VILLAGES = ("Orlin", "Dace", "Hollow", "Marsh", "Tarn", "Ember")
