@@ -55,7 +55,8 @@ def test_acceptance_is_over_the_full_vocabulary(
     assert seen["loss"] == before["loss"]
     assert not any(name.startswith("accept") for name in before["metrics"])
     expected = replay(seen["text"], seen["mask"], seen["said"])
-    assert expected[0][0] > expected[1][0] > 0, "a text that the drafter sometimes gets right"
+    first, second = expected[:2]
+    assert 0 < second[0] <= first[0] < first[1], "a text that the drafter sometimes gets right"
     assert any(token % 2 for token, reply in zip(seen["text"], seen["mask"], strict=True) if reply)
     for step, (accepted, drafted) in enumerate(expected):
         assert seen["metrics"][f"accept_{step}_sum"] == accepted
