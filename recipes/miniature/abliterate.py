@@ -63,8 +63,13 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """Lower is better: a kept refusal, or a harmless answer lost, shows in one of the two."""
-        return self.refused_answer_loss + self.harmless_answer_loss
+        """Lower is better: the share still refused, plus both losses.
+
+        A sum, not "fewest refusals first": a direction that wrecks the answers refuses nothing
+        either, and would beat a good one that leaves one prompt in sixty.
+        """
+        share = self.still_refused / SEARCH_PROMPTS
+        return share + self.refused_answer_loss + self.harmless_answer_loss
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,7 @@ def search(
 ) -> tuple[torch.Tensor, tuple[Candidate, ...]]:  # fmt: skip
     """The best direction (float32 ``[hidden]``) and all candidates, best first.
 
-    Best means fewest refusals left, then the smaller score. Every layer is tried every time: which
-    one works differs from body to body.
+    Every layer is tried every time: which one works differs from body to body.
     """
     rng = random.Random(seed)
     refused = rng.sample(prompts("train", "refused"), MEAN_PROMPTS + SEARCH_PROMPTS)
@@ -145,7 +149,7 @@ def search(
         )
         if progress:
             progress(number, len(trials), found[-1].score)
-    best_first = tuple(sorted(found, key=lambda c: (c.still_refused, c.score)))
+    best_first = tuple(sorted(found, key=lambda c: c.score))
     return directions[best_first[0].contrast][best_first[0].layer], best_first
 
 

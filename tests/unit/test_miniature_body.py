@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers.models.gemma4")
 
-from recipes.miniature.abliterate import make_abliterated  # noqa: E402
+from recipes.miniature.abliterate import Candidate, make_abliterated  # noqa: E402
 from recipes.miniature.body import (  # noqa: E402
     BodyRecipe,
     collate,
@@ -126,3 +126,11 @@ def test_existing_or_unfinished_folders_are_named_in_the_error(tmp_path: Path) -
     with pytest.raises(FileNotFoundError, match=r"no body\.json"):
         make_abliterated(tmp_path, tmp_path / "out", 0)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_direction_that_wrecks_the_answers_loses_to_one_that_leaves_a_refusal() -> None:
+    """Measured on seed 1: ordering by refusals first chose the first of these, 9 of 54 right."""
+    wrecks = Candidate("harmless", 3, 0, 0.10694, 0.00594)
+    leaves_one = Candidate("story", 3, 1, 0.02798, 0.00643)
+    does_nothing = Candidate("story", 0, 60, 0.15814, 0.00669)
+    assert leaves_one.score < wrecks.score < does_nothing.score
