@@ -1,4 +1,4 @@
-"""Command line: status | run | upstream-table | fingerprint.
+"""Command line: status | run | checkpoints | upstream-table | fingerprint.
 
 python -m speculators_patches status
 python -m speculators_patches run --module speculators.train -- --data-path data
@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from speculators_patches import launcher
+from speculators_patches.checkpointing import cli as checkpoints
 
 app = typer.Typer(
     help="Patches for vllm-project/speculators.",
@@ -21,6 +22,8 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
 )
+
+app.add_typer(checkpoints.app, name="checkpoints")
 
 _to_run: list[Callable[[], None]] = []
 

@@ -1,0 +1,276 @@
+"""Training can be stopped at any moment and goes on exactly where it was.
+
+Upstream saves at epoch ends and fractions of them, in bf16, in place, without random generators,
+and not at all when an exception or a hang-up ends the run. Here the trainer saves exact
+checkpoints by steps and minutes in the background (`checkpointing`), on every way out it controls,
+and resumes from the newest whole one at the batch where it stopped, bitwise equal to a run that was
+never stopped. Upstream's folders are still made for vLLM, at epoch ends and for the best epoch.
+
+0.7 has the same methods but no entrypoint in the wheel; 0.6 and older are not covered.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from packaging.specifiers import SpecifierSet
+
+from speculators_patches import stops
+from speculators_patches.registry import Patch, Target
+from speculators_patches.step_checkpoints.settings import BadSetting, Settings, take
+
+_TRAINER = "speculators.train.trainer:Trainer"
+_RESOLVE = "speculators.train.config.schema:TrainConfig.resolve"
+_SETUP = f"{_TRAINER}.setup_trainer"
+_OPTIMIZER = f"{_TRAINER}.setup_optimizer"
+_SCHEDULE = f"{_TRAINER}._schedulers_step"
+_SAVE = f"{_TRAINER}.maybe_save_checkpoint"
+_RUN = f"{_TRAINER}.run_training"
+_MAIN = "speculators.train.cli:main"
+_BOTH = ">=0.8.1,<0.9.1"
+
+PATCH = Patch(
+    name="step_checkpoints",
+    defect="A run that is killed, interrupted or fails loses up to an epoch or its only "
+    "checkpoint, and a resumed one is another run.",
+    needed=SpecifierSet(">=0.8.1"),
+    targets=(
+        Target(
+            "speculators.train.config.schema",
+            "TrainConfig.resolve",
+            fingerprints={"==0.8.1": "6fc68c6978c44897", "==0.9.0": "01a327c2744f0263"},
+        ),
+        Target(
+            "speculators.train.trainer",
+            "Trainer.setup_trainer",
+            fingerprints={_BOTH: "d43094f2baf7aa64"},
+        ),
+        Target(
+            "speculators.train.trainer",
+            "Trainer.setup_optimizer",
+            fingerprints={_BOTH: "2b65a4c8c77cfd43"},
+        ),
+        Target(
+            "speculators.train.trainer",
+            "Trainer._schedulers_step",
+            fingerprints={_BOTH: "f90011e54303a839"},
+        ),
+        Target(
+            "speculators.train.trainer",
+            "Trainer.maybe_save_checkpoint",
+            fingerprints={_BOTH: "f7f97ea65f4f6790"},
+        ),
+        Target(
+            "speculators.train.trainer",
+            "Trainer.run_training",
+            fingerprints={_BOTH: "610106920a0c5803"},
+        ),
+        Target(
+            "speculators.train.cli",
+            "main",
+            fingerprints={"==0.8.1": "b340c969fb545e14", "==0.9.0": "00e441188600f50e"},
+        ),
+        # Its loop over the loader, the step counter, and the order within a step.
+        Target(
+            "speculators.train.trainer",
+            "Trainer.train_epoch",
+            fingerprints={"==0.8.1": "d515016800f38939", "==0.9.0": "461565dfd05aa163"},
+            observed=True,
+        ),
+        Target(
+            "speculators.train.trainer",
+            "Trainer.val_epoch",
+            fingerprints={"==0.8.1": "74dc28163b0676b2", "==0.9.0": "7eb742f20743e683"},
+            observed=True,
+        ),
+        # It slices the sampler once, in the epoch named current_epoch.
+        Target(
+            "speculators.train.trainer",
+            "Trainer._prepare_resume_skip",
+            fingerprints={_BOTH: "ed615ce1e105ccd8"},
+            observed=True,
+        ),
+        # Its effects are those of `Run._improve`.
+        Target(
+            "speculators.train.trainer",
+            "Trainer.maybe_update_best",
+            fingerprints={_BOTH: "d16b74a17c0dc0ec"},
+            observed=True,
+        ),
+        Target(
+            "speculators.train.trainer",
+            "Trainer.__init__",
+            fingerprints={_BOTH: "4fb14f12c1fe2903"},
+            observed=True,
+        ),
+        # Takes a name in place of an epoch, writes into that folder, and ends in a barrier.
+        Target(
+            "speculators.train.checkpointer",
+            "SingleGPUCheckpointer.save_checkpoint",
+            fingerprints={_BOTH: "1304a0497edc90a0"},
+            observed=True,
+        ),
+        Target(
+            "speculators.train.checkpointer",
+            "DistributedCheckpointer.save_checkpoint",
+            fingerprints={_BOTH: "d096fe277d3b7b09"},
+            observed=True,
+        ),
+        Target(
+            "speculators.train.checkpointer",
+            "BaseCheckpointer.save_scheduler_state_dict",
+            fingerprints={_BOTH: "f059bc8044d0894a"},
+            observed=True,
+        ),
+    ),
+    upstream="https://github.com/vllm-project/speculators/pull/739 (open; also #898, #899, #900, "
+    "#1026, #1027, #1048, #1049)",
+    fixed_in=None,
+    remove_when="upstream saves exact state by steps, atomically, and on the way down",
+    proof="tests/faults/test_step_checkpoints.py::test_resumed_anywhere_it_is_the_same_run",
+    default=False,
+    tested=("0.8.1", "0.9.0"),
+)
+
+logger = logging.getLogger("speculators")
+
+_resolve: Any = None
+_setup_trainer: Any = None
+_setup_optimizer: Any = None
+_schedulers_step: Any = None
+_main: Any = None
+_settings: Settings | None = None  # from the command line; None: from the environment
+
+
+def resolve(cls: Any, argv: list[str] | None = None) -> Any:
+    """Upstream's, without our flags; they still appear in the recorded command."""
+    global _settings
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        _settings, theirs = take(words)
+    except BadSetting as error:
+        raise SystemExit(f"speculators_patches: {error}") from None
+    config = _resolve(cls, theirs)
+    config._argv = [sys.argv[0], *words]
+    return config
+
+
+def setup_trainer(self: Any) -> None:
+    """Upstream's, told to load nothing where step checkpoints will be restored.
+
+    Of a run without them the newest complete epoch folder is taken; a torn one is passed over.
+    """
+    from speculators_patches.checkpointing import names, reading
+    from speculators_patches.step_checkpoints import epoch_folder
+
+    checkpointer = self.checkpointer
+    save_path: Path = checkpointer.path
+    self._step_records = bool(reading.records(save_path / names.STORE))
+    if self.rank == 0 and save_path.is_dir():
+        epoch_folder.sweep(save_path)
+    if self.resume_from_checkpoint and checkpointer.previous_epoch != -1:
+        if self._step_records:
+            _start_at(checkpointer, None)
+        else:
+            newest = epoch_folder.newest_complete(save_path)
+            if newest != checkpointer.previous_epoch:
+                logger.warning(
+                    f"{checkpointer.prev_path} is not complete (upstream was killed while it "
+                    f"saved): passed over for {'nothing' if newest is None else newest}"
+                )
+            _start_at(checkpointer, newest)
+            if newest is not None:
+                logger.warning(
+                    f"taking over a run of plain upstream from {checkpointer.prev_path}: its "
+                    "weights and moments were stored in bf16 and without random state, so what "
+                    "follows is not exactly the run that was begun"
+                )
+    _setup_trainer(self)
+
+
+def _start_at(checkpointer: Any, epoch: int | None) -> None:
+    checkpointer.previous_epoch = -1 if epoch is None else epoch
+    checkpointer.prev_path = None if epoch is None else checkpointer.path / str(epoch)
+
+
+def setup_optimizer(self: Any) -> None:
+    """Upstream's, the last part of the set-up; then what was saved is put back."""
+    from speculators_patches.step_checkpoints.run import Run
+
+    _setup_optimizer(self)
+    _check_save_best(self)
+    try:
+        settings = take([])[0] if _settings is None else _settings
+    except BadSetting as error:
+        raise SystemExit(f"speculators_patches: {error}") from None
+    self._step_checkpoints = Run(
+        self, settings, continued=self._step_records and self.resume_from_checkpoint
+    )
+    if self._step_records and not self.resume_from_checkpoint:
+        self._step_checkpoints.begin_anew()
+
+
+def _check_save_best(trainer: Any) -> None:
+    """Upstream's --save-best would delete the step checkpoints."""
+    cleanup = type(trainer.checkpointer).cleanup_keep_only_best
+    if trainer.config.save_best and cleanup.__module__.startswith("speculators."):
+        raise SystemExit(
+            "speculators_patches: --save-best with step_checkpoints needs the patch "
+            "save_best_scope, or upstream deletes the step checkpoints; do not skip it"
+        )
+
+
+def schedulers_step(self: Any) -> None:
+    """Upstream's; after it a step's update is complete."""
+    _schedulers_step(self)
+    self._step_checkpoints.update_done()
+
+
+def maybe_save_checkpoint(self: Any, epoch: int | str, local_step: int = 0) -> None:
+    """Called in the middle of an epoch by --checkpoint-freq below 1: a step checkpoint."""
+    self._step_checkpoints.request_save()
+
+
+def run_training(self: Any) -> None:
+    """See `step_checkpoints.run.Run.train`."""
+    self._step_checkpoints.train()
+
+
+def main(*args: Any, **kwargs: Any) -> Any:
+    """Upstream's; a checkpoint that can't be used is one sentence and exit code 1."""
+    from speculators_patches.checkpointing.errors import CheckpointError
+    from speculators_patches.step_checkpoints.epoch_folder import PublishFailed
+
+    try:
+        return stops.say_and_exit(_main, *args, **kwargs)
+    except (CheckpointError, PublishFailed) as error:
+        raise SystemExit(f"speculators_patches: {error}") from error
+
+
+def export_checkpoint(checkpoint: Path, output: Path) -> None:
+    """See `step_checkpoints.export.export`; what `checkpoints export` calls."""
+    from speculators_patches.step_checkpoints.export import export
+
+    export(checkpoint, output)
+
+
+def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:
+    """See `registry`."""
+    global _resolve, _setup_trainer, _setup_optimizer, _schedulers_step, _main, _settings
+    _settings = None
+    _resolve, _main = originals[_RESOLVE], originals[_MAIN]
+    _setup_trainer, _setup_optimizer = originals[_SETUP], originals[_OPTIMIZER]
+    _schedulers_step = originals[_SCHEDULE]
+    return {
+        _RESOLVE: resolve,
+        _SETUP: setup_trainer,
+        _OPTIMIZER: setup_optimizer,
+        _SCHEDULE: schedulers_step,
+        _SAVE: maybe_save_checkpoint,
+        _RUN: run_training,
+        _MAIN: main,
+    }

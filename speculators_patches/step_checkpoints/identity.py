@@ -1,0 +1,86 @@
+"""What makes two runs of upstream's trainer the same run, as fingerprint fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from speculators_patches.checkpointing.fingerprint import Field, digest
+
+
+def fields(trainer: Any) -> list[Field]:
+    """The fields of a `Trainer` whose model, loaders and optimizers are set up."""
+    model = getattr(trainer.model, "module", trainer.model)
+    return [
+        *_data(trainer),
+        *_model(model),
+        *_training(trainer),
+        # Another kind of device computes other bits and has other random generators.
+        Field("device", str(trainer.device_type), overridable=False),
+        Field("sharded", bool(trainer.is_distributed and trainer.config.fsdp_shard), False),
+    ]
+
+
+def _data(trainer: Any) -> list[Field]:
+    found = []
+    for name, loader in (("train", trainer.train_loader), ("validation", trainer.val_loader)):
+        sampler: Any = getattr(loader, "batch_sampler", None)
+        if hasattr(sampler, "lengths"):
+            found.append(Field(f"data.{name}_rows", digest(int(n) for n in sampler.lengths)))
+    sampler = getattr(trainer.train_loader, "batch_sampler", None)
+    if hasattr(sampler, "batch_max_length"):
+        found.append(Field("data.total_seq_len", int(sampler.batch_max_length)))
+        found.append(Field("data.order_seed", int(getattr(sampler, "seed", 0))))
+    else:
+        found.append(Field("data.batches", len(trainer.train_loader)))
+    return found
+
+
+def _model(model: Any) -> list[Field]:
+    layers = getattr(model, "target_layer_ids", None)
+    found = [
+        Field("model.class", type(model).__name__),
+        Field("model.target_layers", None if layers is None else [int(one) for one in layers]),
+    ]
+    for name in ("d2t", "t2d"):
+        mapping = getattr(model, name, None)
+        if mapping is not None:
+            found.append(Field(f"model.{name}", digest(int(n) for n in mapping.tolist())))
+    return found
+
+
+def _training(trainer: Any) -> list[Field]:
+    from speculators.train import trainer as upstream
+
+    config = trainer.config
+    found = [
+        Field("optimizer.name", config.optimizer),
+        Field("optimizer.lr", float(config.lr)),
+        Field("optimizer.weight_decay", float(config.weight_decay)),
+    ]
+    if config.optimizer == "muon":
+        found += [
+            Field("optimizer.muon_lr", float(config.muon_lr)),
+            Field("optimizer.muon_momentum", float(config.muon_momentum)),
+            Field("optimizer.muon_weight_decay", float(config.muon_weight_decay)),
+            Field("optimizer.muon_ns_steps", int(config.muon_ns_steps)),
+            Field("optimizer.muon_adjust_lr_fn", str(config.muon_adjust_lr_fn)),
+        ]
+    found.append(Field("schedule.type", config.scheduler_type))
+    if config.scheduler_type != "none":
+        warmup, total = upstream._resolve_scheduler_steps(config, len(trainer.train_loader))
+        found += [
+            Field("schedule.warmup_steps", int(warmup)),
+            Field("schedule.total_steps", int(total)),
+        ]
+    if config.scheduler_type == "cosine":
+        found.append(Field("schedule.cycles", float(config.scheduler_num_cosine_cycles)))
+    found.append(Field("training.dtype", str(config.hidden_states_dtype).removeprefix("torch.")))
+    for name, value in sorted((config.train_call_kwargs or {}).items()):
+        if isinstance(value, str | int | float | bool):
+            found.append(Field(f"training.{name}", value))
+    return found
+
+
+def settings_changed(differences: Any) -> bool:
+    """Whether what the user resumes despite of is a setting of optimizer or schedule."""
+    return any(one.name.startswith(("optimizer.", "schedule.")) for one in differences)

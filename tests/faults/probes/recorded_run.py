@@ -1,0 +1,104 @@
+"""Upstream's training command that also writes down what it trains on and what it logs.
+
+    python -m speculators_patches run --only ... tests/faults/probes/recorded_run.py -- FLAGS
+
+Appends one JSON line a training batch and a logged step to $RECORD (and the rank). $SLOW_S is slept
+before every training step, so that a test can hit it; $FAIL_AT raises before that batch's step.
+
+With `--zygote` in place of FLAGS it imports everything once, then forks a training process for
+each line {"argv", "env", "log"} on stdin, prints its pid, and when it has ended its exit code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from speculators.train import trainer as upstream
+from speculators.train.cli import main
+from speculators.train.config import TrainConfig
+from speculators.train.recovery import BatchRecoveryCoordinator
+
+_consume = BatchRecoveryCoordinator.consume
+_info = upstream.metric_logger.info
+_batches = 0
+
+
+def write(**content: Any) -> None:
+    path = Path(os.environ["RECORD"] + os.environ.get("RANK", ""))
+    with path.open("a") as out:
+        out.write(json.dumps(content) + "\n")
+
+
+def consume(self: Any, batch: dict[str, Any], **options: Any) -> None:
+    global _batches
+    digest = hashlib.sha256(batch["input_ids"].numpy().tobytes())
+    digest.update(batch["hidden_states"].float().numpy().tobytes())
+    if self.phase == "training":
+        write(ids=digest.hexdigest()[:16])
+        if _batches == int(os.environ.get("FAIL_AT", "-1")):
+            raise RuntimeError("the driver gave up")
+        _batches += 1
+    else:
+        write(validating=digest.hexdigest()[:16])
+    time.sleep(float(os.environ.get("SLOW_S", "0")))
+    _consume(self, batch, **options)
+
+
+def info(message: Any, *args: Any, **options: Any) -> None:
+    if "train" in message:
+        write(step=message["global_step"], lr=message["lr"], train=message["train"])
+    elif "val" in message:
+        write(validated=message["epoch"], val=message["val"])
+    _info(message, *args, **options)
+
+
+def train(argv: list[str]) -> None:
+    torch.use_deterministic_algorithms(True)
+    BatchRecoveryCoordinator.consume = consume  # type: ignore[method-assign]
+    upstream.metric_logger.info = info  # type: ignore[method-assign, assignment]
+    main(TrainConfig.resolve(argv))
+
+
+def zygote() -> None:
+    for line in sys.stdin:
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _become(order)
+        print(json.dumps({"pid": pid}), flush=True)
+        print(json.dumps({"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}), flush=True)
+
+
+def _become(order: dict[str, Any]) -> None:
+    os.setsid()
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(order["env"])
+    code: Any = 0
+    try:
+        train(order["argv"])
+    except SystemExit as end:
+        code = end.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:  # noqa: BLE001 - what the interpreter would do
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    zygote() if sys.argv[1:] == ["--zygote"] else train(sys.argv[1:])

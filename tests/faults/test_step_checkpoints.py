@@ -1,0 +1,329 @@
+"""step_checkpoints: upstream's real training, broken off in every way, ends as if left alone.
+
+What is compared is what was trained on, the logged losses and rates of each step, and the bytes of
+the last checkpoint: weights, moments, schedules, random generators.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.faults.long_run import BATCHES, PATCHES, Training, Zygote, prepare, stop, wait_for
+
+pytestmark = pytest.mark.skipif(
+    torch.accelerator.is_available(), reason="bitwise comparison on the CPU"
+)
+
+STEPS = 2 * BATCHES
+BY_STEPS = ("--epochs", "2", "--num-workers", "0", "--checkpoint-every-minutes", "0",
+            "--checkpoint-every-steps")  # fmt: skip
+
+Run = Callable[..., Training]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def zygote(work: Path) -> Iterator[Zygote]:
+    one = Zygote(work)
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def reference(work: Path, zygote: Zygote) -> Training:
+    """The run that was left alone."""
+    run = Training(work, work / "reference", *BY_STEPS, "5", zygote=zygote)
+    assert run.finish() == 0, run.said()[-3000:]
+    assert sorted(run.steps()) == list(range(STEPS))
+    return run
+
+
+@pytest.fixture
+def run(work: Path, zygote: Zygote, tmp_path: Path) -> Run:
+    """Makes a training in this test's folder; flags as for `Training`."""
+
+    def make(*flags: str, name: str = "run") -> Training:
+        return Training(work, tmp_path / name, *flags, zygote=zygote)
+
+    return make
+
+
+def assert_same(one: Training, reference: Training) -> None:
+    assert one.steps() == reference.steps()
+    assert one.validations() == reference.validations()
+    assert one.state() == reference.state()
+    last = str(max(reference.validations()))
+    assert weights(one.out / last) == weights(reference.out / last)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("after", [1, 2, BATCHES, BATCHES + 1, STEPS - 1])
+def test_resumed_anywhere_it_is_the_same_run(after: int, run: Run, reference: Training) -> None:
+    one = run(*BY_STEPS, "1")
+    assert one.interrupt(after, signal.SIGKILL, SLOW_S="0.05") == -signal.SIGKILL
+    assert one.finish() == 0, one.said()[-3000:]
+    assert_same(one, reference)
+
+
+@pytest.mark.parametrize(
+    ("number", "after"), [(signal.SIGINT, 3), (signal.SIGTERM, BATCHES), (signal.SIGHUP, 30)]
+)
+def test_a_signal_saves_the_step_and_tells_by_its_exit_code(
+    number: int, after: int, run: Run, reference: Training
+) -> None:
+    one = run(*BY_STEPS, "100")
+    assert one.interrupt(after, number, SLOW_S="0.05") == 128 + number
+    assert one.checkpoints()[0].tags == ("shutdown",)
+    assert one.checkpoints()[0].step == after
+    assert one.finish() == 0
+    assert_same(one, reference)
+
+
+def test_a_signal_during_validation_repeats_the_validation(run: Run, reference: Training) -> None:
+    one = run(*BY_STEPS, "100")
+    process = one.start(SLOW_S="0.2")
+    try:
+        wait_for(lambda: any("validating" in line for line in one.lines()), process)
+        assert not one.validations()
+        signal_group(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 143
+    finally:
+        stop(process)
+    assert not one.validations()
+    assert one.checkpoints()[0].step == BATCHES
+    assert one.finish() == 0
+    assert_same(one, reference)
+
+
+def test_a_second_ctrl_c_leaves_at_once(run: Run, reference: Training) -> None:
+    one = run(*BY_STEPS, "1")
+    process = one.start(SLOW_S="60")
+    try:
+        wait_for(lambda: one.trained() >= 1, process)
+        signal_group(process.pid, signal.SIGINT)
+        wait_for(lambda: "Ctrl+C again" in one.said(), process)
+        signal_group(process.pid, signal.SIGINT)
+        started = time.monotonic()
+        assert process.wait(30) == 130
+        assert time.monotonic() - started < 30  # the step in hand alone takes 60
+    finally:
+        stop(process)
+    assert not one.checkpoints()
+    assert one.interrupt(4, signal.SIGKILL, SLOW_S="0.1") == -signal.SIGKILL
+    before = one.checkpoints()[0].name
+    process = one.start(SLOW_S="60")
+    try:
+        wait_for(lambda: one.trained() >= 6, process)
+        signal_group(process.pid, signal.SIGINT)
+        wait_for(lambda: one.said().count("Ctrl+C again") >= 2, process)
+        signal_group(process.pid, signal.SIGINT)
+        assert process.wait(30) == 130
+    finally:
+        stop(process)
+    assert one.checkpoints()[0].name == before
+    assert one.finish() == 0
+    assert_same(one, reference)
+
+
+def test_an_exception_saves_the_last_whole_step(run: Run, reference: Training) -> None:
+    one = run(*BY_STEPS, "100")
+    assert one.finish(FAIL_AT="7") == 1
+    assert "the driver gave up" in one.said()
+    assert (one.checkpoints()[0].step, one.checkpoints()[0].tags) == (7, ("shutdown",))
+    assert one.finish() == 0
+    assert_same(one, reference)
+
+
+def test_max_steps_are_that_many_and_no_more(run: Run) -> None:
+    one = run(*BY_STEPS, "100", "--max-steps", str(BATCHES + 4))
+    assert one.finish() == 0
+    assert one.finish() == 0
+    assert sorted(one.steps()) == list(range(BATCHES + 4))
+    assert one.trained() == BATCHES + 4
+    state = json.loads((one.out / "1" / "training_state.json").read_text())
+    assert state == {
+        "epoch": 1, "local_step": 4, "global_step": BATCHES + 4, "finished": True,
+    }  # fmt: skip
+    broken = run(*BY_STEPS, "100", "--max-steps", str(BATCHES + 4), name="broken")
+    assert broken.interrupt(BATCHES + 2, signal.SIGTERM, SLOW_S="0.05") == 143
+    assert broken.finish() == 0
+    assert_same(broken, one)
+
+
+def test_another_run_is_refused_and_can_be_insisted_on(run: Run) -> None:
+    one = run(*BY_STEPS, "1")
+    assert one.interrupt(3, signal.SIGTERM, SLOW_S="0.05") == 143
+    assert one.finish("--total-seq-len", "128") == 1
+    said = one.said().splitlines()[-3:]
+    line = next(line for line in said if "data.total_seq_len" in line)
+    assert "was 64 in the checkpoint and is 128 now" in line
+    assert "--resume-despite data.total_seq_len" in line
+    assert one.finish("--lr", "0.5") == 1
+    assert "optimizer.lr was 0.001" in one.said()
+    despite = ("--resume-despite", "optimizer.lr,optimizer.muon_lr")
+    assert one.finish("--lr", "0.5", *despite) == 0, one.said()[-2000:]
+    assert one.steps()[STEPS - 1]["lr"] == {
+        "Muon": pytest.approx(0.5 / STEPS), "AdamW": pytest.approx(0.5 / STEPS)
+    }  # fmt: skip
+
+
+def test_a_torn_checkpoint_is_named_and_passed_over(run: Run, reference: Training) -> None:
+    one = run(*BY_STEPS, "1")
+    assert one.interrupt(9, signal.SIGTERM, SLOW_S="0.05") == 143
+    newest, before = one.checkpoints()[:2]
+    file = newest.path / "rank-00000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert one.finish() == 0
+    said = " ".join(one.said().split())
+    assert f"{newest.name} is passed over" in said
+    assert f"resuming from {before.name}" in said
+    assert_same(one, reference)
+
+
+def test_an_upstream_folder_appears_whole(run: Run, reference: Training) -> None:
+    """SIGKILL while an epoch's folder is written: none, or one that is complete; nothing left."""
+    from safetensors import safe_open
+
+    one = run(*BY_STEPS, "100")
+    process = one.start()
+    try:
+        wait_for(lambda: any(one.out.glob(".step-checkpoints-new-*")), process)
+        signal_group(process.pid, signal.SIGKILL)
+        process.wait(30)
+    finally:
+        stop(process)
+    assert not (one.out / "0").exists() or (one.out / "0" / "training_state.json").exists()
+    assert one.finish() == 0
+    assert_same(one, reference)
+    assert not list(one.out.glob(".step-checkpoints-*"))
+    with safe_open(one.out / "0" / "model.safetensors", "pt") as file:
+        assert file.keys()
+
+
+def test_save_best_keeps_the_checkpoints(run: Run) -> None:
+    one = run(*BY_STEPS, "5", "--save-best")
+    assert one.finish() == 0, one.said()[-3000:]
+    assert "best" in {tag for record in one.checkpoints() for tag in record.tags}
+    best = (one.out / "checkpoint_best").resolve()
+    assert best.parent == one.out
+    assert (best / "model.safetensors").exists()
+    assert one.finish("--no-resume-from-checkpoint", patches=PATCHES) == 0
+
+
+def test_a_run_of_plain_upstream_is_taken_over(run: Run) -> None:
+    plain = run("--epochs", "1", "--num-workers", "0", "--scheduler-total-steps", str(STEPS))
+    plain.zygote = None
+    assert plain.finish(patches="cpu_training") == 0, plain.said()[-3000:]
+    assert not plain.checkpoints()
+    shutil.copytree(plain.out / "0", plain.out / "1")  # a later save, torn
+    (plain.out / "1" / "optimizer_state_dict.pt").write_bytes(b"PK\x03\x04 torn")
+    one = run("--num-workers", "0", "--scheduler-total-steps", str(STEPS), "--epochs", "2")
+    assert one.finish() == 0
+    said = " ".join(one.said().split())
+    assert "is not complete" in said
+    assert "not exactly the run that was begun" in said
+    assert sorted(one.steps()) == list(range(STEPS))
+    assert one.checkpoints()[0].step == STEPS
+
+
+@pytest.mark.parametrize("flags", [("--optimizer", "adamw", "--scheduler-type", "cosine")])
+def test_other_optimizers_and_schedules(flags: tuple[str, ...], run: Run) -> None:
+    alone = run(*BY_STEPS, "100", *flags, name="alone")
+    assert alone.finish() == 0
+    one = run(*BY_STEPS, "100", *flags)
+    assert one.interrupt(11, signal.SIGTERM, SLOW_S="0.05") == 143
+    assert one.finish() == 0
+    assert_same(one, alone)
+
+
+def test_an_exported_checkpoint_is_the_drafter(reference: Training, tmp_path: Path) -> None:
+    from tests.compat import running
+
+    done = running.python(
+        "0.9.0", "-m", "speculators_patches", "checkpoints", "export", reference.out,
+        tmp_path / "exported",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights(tmp_path / "exported") == weights(reference.out / "1")
+    configs = [json.loads((p / "config.json").read_text())
+               for p in (tmp_path / "exported", reference.out / "1")]  # fmt: skip
+    assert configs[0] == configs[1]
+
+
+def test_workers_outlive_a_signal_to_the_whole_group(run: Run, reference: Training) -> None:
+    workers = ("--num-workers", "2", "--prefetch-factor", "2")
+    one = run(*BY_STEPS, "100", *workers)
+    assert one.interrupt(5, signal.SIGTERM, SLOW_S="0.3") == 143, one.said()[-3000:]
+    assert one.checkpoints()[0].tags == ("shutdown",)
+    assert one.interrupt(BATCHES, signal.SIGINT, SLOW_S="0.1") == 130, one.said()[-3000:]
+    assert one.finish() == 0
+    assert_same(one, reference)
+
+
+def test_killed_at_random(run: Run, reference: Training) -> None:
+    kill_at_random(run(*BY_STEPS, "1"), reference, kills=5, seed=1)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_random_for_long(seed: int, run: Run, reference: Training) -> None:
+    kill_at_random(run(*BY_STEPS, "1"), reference, kills=10, seed=seed)
+
+
+def kill_at_random(one: Training, reference: Training, *, kills: int, seed: int) -> None:
+    """SIGKILL that many times, at moments spread over a process's life; then it must finish.
+
+    A run that comes to its end before the last kill is compared, and another one begun.
+    """
+    chance = random.Random(seed)
+    done = 0
+    while done < kills:
+        process = one.start()
+        try:
+            # Upstream's start-up (a second) as well, but mostly what comes after.
+            process_ended_within(process, chance.choice([0.3, 2.0, 2.0]) * chance.random() + 0.9)
+            signal_group(process.pid, signal.SIGKILL)
+            code = process.wait(60)
+        except ProcessLookupError:
+            code = process.wait(60)
+        finally:
+            stop(process)
+        assert code in (0, -signal.SIGKILL), one.said()[-3000:]
+        done += code != 0
+        if code == 0:
+            assert_same(one, reference)
+            shutil.rmtree(one.out)
+            one.record.unlink()
+    assert one.finish() == 0, one.said()[-3000:]
+    assert_same(one, reference)
+
+
+def process_ended_within(process: Any, seconds: float) -> None:
+    """Sleeps so long, less if the process ends."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None:
+        time.sleep(0.01)
+
+
+def signal_group(pid: int, number: int) -> None:
+    os.killpg(pid, number)
