@@ -77,6 +77,7 @@ class Run:
             self._resume(settings)
         for optimizer in trainer.optimizers:
             optimizer.register_step_pre_hook(self._before_update)
+        _warn_of_noise(trainer.train_loader)
         self._watch_loaders()
 
     # --- resuming ---------------------------------------------------------------------------
@@ -398,6 +399,16 @@ class Run:
     def begin_anew(self) -> None:
         """A run from scratch beside older checkpoints: from now on a resume finds this one."""
         self._save("start", wait_s=_WAIT_S, commit_s=_COMMIT_S)
+
+
+def _warn_of_noise(loader: Any) -> None:
+    """0.8 adds noise to hidden states, from generators that live and die with the workers."""
+    if getattr(loader.dataset, "transform", None) is not None and getattr(loader, "num_workers", 0):
+        logger.warning(
+            "--noise-std above 0 with --num-workers above 0: a resumed run draws other noise than "
+            "one that was never stopped; everything else is exact (use --num-workers 0 or "
+            "--noise-std 0 for an exact resume)"
+        )
 
 
 class _Nothing:

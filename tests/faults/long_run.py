@@ -84,7 +84,8 @@ class Training:
         self.work, self.folder, self.version, self.ranks = work, folder, version, ranks
         self.flags, self.zygote = flags, zygote
         self.out = folder / "out"
-        self.record = folder / "record.jsonl"
+        # Of rank 0, if there are several; another rank's ends in its number.
+        self.record = folder / ("record.jsonl0" if ranks > 1 else "record.jsonl")
         self.log = folder / "log"
 
     def arguments(self, *more: str) -> list[str]:
@@ -99,7 +100,7 @@ class Training:
 
     def start(self, *more: str, patches: str = PATCHES, **environment: str) -> Any:
         """The process (Popen, or what looks like it), in a group of its own."""
-        environment["RECORD"] = str(self.record)
+        environment |= {"RECORD": str(self.folder / "record.jsonl"), "COLUMNS": "1000"}
         if self.zygote is not None:
             return self.zygote.fork(self.arguments(*more), environment, self.log)
         command = launcher(patches, self.ranks) + self.arguments(*more)

@@ -20,6 +20,9 @@ import pytest
 import torch
 
 from tests.faults.long_run import BATCHES, PATCHES, Training, Zygote, prepare, stop, wait_for
+from tests.faults.test_store_disk import fill, small_disk
+
+__all__ = ["small_disk"]
 
 pytestmark = pytest.mark.skipif(
     torch.accelerator.is_available(), reason="bitwise comparison on the CPU"
@@ -218,6 +221,29 @@ def test_an_upstream_folder_appears_whole(run: Run, reference: Training) -> None
     assert not list(one.out.glob(".step-checkpoints-*"))
     with safe_open(one.out / "0" / "model.safetensors", "pt") as file:
         assert file.keys()
+
+
+def test_a_full_disk_costs_checkpoints_but_not_the_run(
+    small_disk: Path, run: Run, reference: Training
+) -> None:
+    one = run(*BY_STEPS, "1", "--checkpoint-keep", "1")
+    one.out = small_disk
+    process = one.start(SLOW_S="0.1")
+    try:
+        wait_for(lambda: len(one.checkpoints()) > 0, process)
+        other = fill(small_disk, 4096)
+        wait_for(lambda: "was not saved" in one.said(), process)
+        wait_for(lambda: f"{small_disk / '0'} was not written" in one.said(), process)
+        kept = [record for record in one.checkpoints() if not record.problem]
+        assert kept
+        assert not list(small_disk.glob(".step-checkpoints-*"))
+        assert other.exists()
+        other.unlink()
+        assert process.wait(120) == 0, one.said()[-3000:]
+    finally:
+        stop(process)
+    assert "training goes on" in one.said()
+    assert_same(one, reference)
 
 
 def test_save_best_keeps_the_checkpoints(run: Run) -> None:

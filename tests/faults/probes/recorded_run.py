@@ -64,6 +64,7 @@ def train(argv: list[str]) -> None:
     torch.use_deterministic_algorithms(True)
     BatchRecoveryCoordinator.consume = consume  # type: ignore[method-assign]
     upstream.metric_logger.info = info  # type: ignore[method-assign, assignment]
+    write(pid=os.getpid())
     main(TrainConfig.resolve(argv))
 
 
