@@ -361,10 +361,10 @@ class Run:
 
     def _go_down(self, error: BaseException) -> None:
         """Ends the workers and saves the last complete step."""
-        for loader in (self.trainer.train_loader, self.trainer.val_loader):
-            if loader is not None:
-                loader.end_workers()
         try:
+            for loader in (self.trainer.train_loader, self.trainer.val_loader):
+                if loader is not None:
+                    loader.end_workers()
             if isinstance(error, finite.NonFiniteState | SaveFailedError):
                 logger.error("no checkpoint of this state is written")
             else:
@@ -403,7 +403,7 @@ class Run:
 
 def _warn_of_noise(loader: Any) -> None:
     """0.8 adds noise to hidden states, from generators that live and die with the workers."""
-    if getattr(loader.dataset, "transform", None) is not None and getattr(loader, "num_workers", 0):
+    if loader.num_workers and getattr(loader.dataset, "transform", None) is not None:
         logger.warning(
             "--noise-std above 0 with --num-workers above 0: a resumed run draws other noise than "
             "one that was never stopped; everything else is exact (use --num-workers 0 or "

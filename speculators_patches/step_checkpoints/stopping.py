@@ -19,6 +19,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -97,6 +98,8 @@ class Signals:
 @contextlib.contextmanager
 def blocked_in_children() -> Iterator[None]:
     """Processes and threads started inside never see SIGINT, SIGTERM or SIGHUP."""
+    # Spawning starts this helper if it does not run yet, and that would unblock the signals.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -111,8 +114,8 @@ def end_workers(iterator: Any) -> None:
     one that waits for vLLM would keep the process alive for minutes.
     """
     workers = getattr(iterator, "_workers", None)
-    if not workers:
-        return
+    if not workers or not iterator._worker_pids_set:
+        return  # none, or ended before
     import torch
 
     # From here on a worker's death is no error.

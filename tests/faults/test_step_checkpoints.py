@@ -353,3 +353,19 @@ def process_ended_within(process: Any, seconds: float) -> None:
 
 def signal_group(pid: int, number: int) -> None:
     os.killpg(pid, number)
+
+
+def test_on_0_8_1(work: Path, tmp_path: Path, laid_out: Callable[[str], Path]) -> None:
+    """Whose data set adds noise, from the generators of this process."""
+    laid_out("0.8.1")
+    zygote = Zygote(tmp_path, "0.8.1")
+    try:
+        alone = Training(work, tmp_path / "alone", *BY_STEPS, "100", zygote=zygote)
+        assert alone.finish() == 0, alone.said()[-3000:]
+        one = Training(work, tmp_path / "run", *BY_STEPS, "1", zygote=zygote)
+        assert one.interrupt(7, signal.SIGKILL, SLOW_S="0.05") == -signal.SIGKILL
+        assert one.interrupt(BATCHES, signal.SIGTERM, SLOW_S="0.05") == 143
+        assert one.finish() == 0, one.said()[-3000:]
+        assert_same(one, alone)
+    finally:
+        zygote.close()
