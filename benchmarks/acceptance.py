@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
 from recipes.vllm_server import SpecCounters, read_counters
 
 

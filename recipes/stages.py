@@ -140,6 +140,7 @@ def train(ctx: Context) -> None:
                 "train_share",
                 "seed",
                 "hidden_states",
+                "hidden_states_dtype",
                 "train_extra",
             )
         },

@@ -168,6 +168,7 @@ def train(
         "--scheduler-type", recipe.scheduler,
         "--ttt-steps", str(recipe.ttt_steps),
         "--seed", str(recipe.seed),
+        "--hidden-states-dtype", recipe.hidden_states_dtype,
         "--loss-implementation", loss_implementation(recipe, accelerator)[0],
     ]  # fmt: skip
     if recipe.optimizer == "muon":

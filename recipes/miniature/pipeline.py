@@ -182,7 +182,7 @@ def make_bodies(ctx: Context) -> None:
         heldout = [
             {"id": p.id, "kind": p.kind, "messages": list(p.messages), "answer": p.answer}
             for kind in ("harmless", "refused")
-            for p in prompts("heldout", kind)[:BENCH_PROMPTS]  # type: ignore[arg-type]
+            for p in prompts("heldout", kind)[:BENCH_PROMPTS]
         ]
         for name, chosen in (("train", rows), ("heldout", heldout)):
             text = "".join(json.dumps(row) + "\n" for row in chosen)

@@ -77,7 +77,7 @@ def test_a_run_folders_own_config_is_accepted_as_file(tmp_path):
     ],
 )
 def test_bad_values_are_named(assignment, part):
-    with pytest.raises(ConfigError, match="(?s).*") as caught:
+    with pytest.raises(ConfigError, match=r"\w") as caught:
         resolve("dgx-spark", None, [assignment])
     message = str(caught.value)
     assert part in message
