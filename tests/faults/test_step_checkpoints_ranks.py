@@ -58,3 +58,10 @@ def test_two_ranks_commit_together_and_go_on_exactly(
     assert one.state() == alone.state()
     last = ("1", "model.safetensors")
     assert (one.out.joinpath(*last)).read_bytes() == (alone.out.joinpath(*last)).read_bytes()
+
+    single = Training(work, tmp_path / "run", *FLAGS, "2")
+    single.log = tmp_path / "single.log"
+    assert single.finish() == 1
+    assert "world_size was 2 in the checkpoint and is 1 now; it can't be overridden" in (
+        single.said()
+    )
