@@ -85,7 +85,10 @@ class Display:
 
     def line(self, text: str) -> None:
         self.console.print(
-            f"[{_clock(time.monotonic() - self._start)}] {text}", markup=False, highlight=False
+            f"[{_clock(time.monotonic() - self._start)}] {text}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
         if not self.console.is_terminal:
             sys.stderr.flush()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from recipes.run_folder import RunFolder
+from recipes.vllm.process import WarmPool
 
 
 class StageError(RuntimeError):
@@ -37,6 +38,7 @@ def run_command(
     env: Mapping[str, str] | None = None,
     watch: Callable[[], None] | None = None,
     grace_s: float = 120.0,
+    warm: WarmPool | None = None,
 ) -> None:
     """Run `argv` until it ends; output goes to `logs/<stage>.log`, the call into commands.jsonl.
 
@@ -45,6 +47,8 @@ def run_command(
 
     Args:
         watch: called about twice a second while the command runs (progress; may raise to stop it).
+        warm: fork the command from this process, which has upstream imported; `argv`, which must be
+            a `speculators_patches run --module M -- ARGS`, is then what it is equivalent to.
 
     Raises:
         StageError: the command failed; the message holds the end of its log.
@@ -52,6 +56,10 @@ def run_command(
     """
     log = run.log(stage)
     start = time.monotonic()
+    if warm is not None:
+        code = _run_forked(warm, argv, log, watch, grace_s)
+        run.record_command(stage, argv, code, time.monotonic() - start)
+        return _check(stage, code, log)
     with log.open("ab") as out:
         # Its own session: a terminal's Ctrl+C reaches the command through us, and only once.
         process = subprocess.Popen(
@@ -72,11 +80,37 @@ def run_command(
             run.record_command(stage, argv, process.returncode, time.monotonic() - start)
             raise
     run.record_command(stage, argv, process.returncode, time.monotonic() - start)
-    if process.returncode != 0:
-        code = process.returncode if process.returncode > 0 else 128 - process.returncode
+    return _check(stage, process.returncode, log)
+
+
+def _check(stage: str, returncode: int, log: Path) -> None:
+    if returncode != 0:
+        code = returncode if returncode > 0 else 128 - returncode
         raise StageError(
             f"{stage} failed with exit code {code}. The end of {log}:\n{last_lines(log)}", code
         )
+
+
+def _run_forked(
+    pool: WarmPool,
+    argv: list[str],
+    log: Path,
+    watch: Callable[[], None] | None,
+    grace_s: float,
+) -> int:
+    """As Popen and wait, in a fork of the pool; its exit code."""
+    module, args = argv[argv.index("--module") + 1], argv[argv.index("--") + 1 :]
+    cores = len(os.sched_getaffinity(0))
+    process = pool.start(args, {"PYTHONUNBUFFERED": "1"}, log.absolute(), cores, module)
+    try:
+        while (code := process.poll()) is None:
+            if watch is not None:
+                watch()
+            time.sleep(0.1)
+    except BaseException:
+        process.stop(grace_s)
+        raise
+    return code
 
 
 def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:

@@ -14,6 +14,7 @@ from recipes.display import Activity, Display
 from recipes.process import StageError, run_command
 from recipes.run_folder import RunFolder, digest, file_digest
 from recipes.servers import ServerPool
+from recipes.vllm.process import WarmPool
 
 
 @dataclass
@@ -26,6 +27,8 @@ class Context:
     servers: ServerPool
     # Goes before stage names in the display and before server names: two runs may share a pool.
     label: str = ""
+    # A process that has imported upstream, to fork its commands from; None: a new process each.
+    warm: WarmPool | None = None
     # Seconds a labelled stage usually takes, where known; for the display.
     expected: dict[str, float] = field(default_factory=dict)
 
@@ -59,7 +62,7 @@ class Work:
         self.ctx.run.finish(self.name, self.made_from, time.monotonic() - self.start, **results)
 
     def command(self, argv: list[str], watch: Callable[[], None] | None = None) -> None:
-        run_command(self.ctx.run, self.name, argv, watch=watch)
+        run_command(self.ctx.run, self.name, argv, watch=watch, warm=self.ctx.warm)
 
 
 def require(run: RunFolder, stage: str) -> dict[str, Any]:

@@ -51,8 +51,8 @@ __all__ = [
     "installed",
     "log_tail",
     "parse_counters",
-    "prewarm",
     "read_counters",
+    "warm_pool",
 ]
 
 Say = Callable[[str], None]
@@ -245,11 +245,12 @@ def attach(url: str, spec: ServerSpec, say: Say | None = None) -> Endpoint:
     return Endpoint(base_url, spec.model_name, vllm)
 
 
-def prewarm(log_folder: Path) -> None:
-    """Begins importing vLLM for the servers to come; returns at once. Nothing to do on a GPU."""
+def warm_pool(log_folder: Path) -> WarmPool | None:
+    """Begins importing vLLM for the servers to come; returns at once. None where there is a GPU."""
     vllm = installed()
     if vllm is not None and vllm.cpu and sys.platform == "linux":
-        shared_pool(log_folder)
+        return shared_pool(log_folder)
+    return None
 
 
 def _probe(client: httpx.Client, spec: ServerSpec, say: Say, *, sampling: bool) -> str:

@@ -25,10 +25,10 @@ from recipes.run_folder import RunFolder, write_atomically
 from recipes.server_specs import drafting_server
 from recipes.stage import Context, stage, trained_drafter
 from recipes.upstream import newest_drafter
-from recipes.vllm_server import ServerSpec, prewarm
+from recipes.vllm_server import ServerSpec, warm_pool
 
 # Held-out prompts of each kind in the bench.
-BENCH_PROMPTS = 32
+BENCH_PROMPTS = 16
 # Drafter A starts from nothing. Fewer epochs or 1e-3 undertrain it (benchmarks/README.md).
 DRAFTER_A: dict[str, Any] = {
     "epochs": 6,
@@ -97,7 +97,8 @@ def run(ctx: Context, names: Sequence[str]) -> None:
     # Body, trainer and servers share the cores: threads that wait must sleep, not spin. Read by
     # OpenMP when torch is loaded, which has not happened yet, here and in every child.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    prewarm(ctx.run.root / "logs")  # vLLM is imported while the body trains
+    # vLLM and upstream are imported once, while the body trains; servers and commands are forks.
+    ctx.warm = warm_pool(ctx.run.root / "logs")
     make_bodies(ctx)
     vanilla = _vanilla_context(ctx)
 

@@ -1,4 +1,4 @@
-"""A process that has imported vLLM once and forks a server whenever its owner asks for one.
+"""A process that has imported vLLM and speculators once, and forks a server or a command from it.
 
     python -m speculators_patches run --only vllm_cpu_sampling \
         --module recipes.vllm.pool_main -- LOG
@@ -7,6 +7,8 @@ The owner writes JSON lines to standard input and reads JSON lines from standard
 
     {"start": 1, "args": [...], "env": {...}, "log": "...", "threads": 1}
         -> {"started": 1, "pid": P}, and when that server has ended {"ended": P, "code": C}
+    {"start": 2, "module": "speculators.train", "args": [...], "env": {...}, "log": "...", ...}
+        runs upstream's module instead, with the patches that it needs, as `run --module` does
     {"stop": P, "grace": 10.0}
 
 The first line it writes is {"ready": seconds}. Its own output goes to LOG. When standard input
@@ -30,6 +32,7 @@ from typing import Any
 
 from recipes.vllm.cpu_entry import die_with_parent, hold_threads, serve
 from recipes.vllm.group import Group, adopt_orphans
+from speculators_patches.launcher import Program, run_patched
 
 # What a server imports in its first seconds. Missing ones (other vLLM versions) are passed over:
 # the server then imports them itself.
@@ -48,7 +51,10 @@ _IMPORTS = (
     "vllm.model_executor.models.llama_eagle3",
     "vllm.model_executor.models.extract_hidden_states",
     "recipes.cpu_hidden_states",
+    "speculators.cli",
+    "speculators.train.cli",
 )
+_MODELS = ("Gemma4ForCausalLM", "Eagle3LlamaForCausalLM", "ExtractHiddenStatesModel")
 _LAST_GRACE_S = 5.0
 
 
@@ -117,7 +123,10 @@ class Pool:
                 signal.signal(number, signal.SIG_DFL)
             _send_output_to(request["log"])
             os.environ.update(request["env"])
-            serve(request["args"], request["threads"])
+            if "module" in request:
+                run_module(request["module"], request["args"], request["threads"])
+            else:
+                serve(request["args"], request["threads"])
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
@@ -129,6 +138,28 @@ class Pool:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+
+
+def register_models() -> None:
+    """Gives vLLM's registry the imported classes of the models that the recipe serves.
+
+    It would otherwise look at each in a process of its own, which imports vLLM again: several
+    servers that start together on a fresh machine then take minutes.
+    """
+    from vllm import ModelRegistry
+
+    for name in _MODELS:
+        lazy = ModelRegistry.models.get(name)
+        if lazy is not None:
+            ModelRegistry.register_model(name, lazy.load_model_cls())
+
+
+def run_module(module: str, args: list[str], threads: int) -> None:
+    """Runs upstream's `module` as `__main__`, patched; what it raises passes through."""
+    import torch
+
+    torch.set_num_threads(threads)
+    run_patched(Program(module=module, args=tuple(args)))
 
 
 def _send_output_to(log: str) -> None:
@@ -150,6 +181,7 @@ def main() -> None:
     for name in _IMPORTS:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    register_models()
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208
     if threads != 1:
         sys.exit(f"the imports started {threads - 1} threads, so forking is not safe here")

@@ -85,6 +85,8 @@ class WarmPool:
                 env=os.environ
                 | {
                     "OMP_NUM_THREADS": "1",
+                    # Arrow's allocator starts a thread of its own otherwise.
+                    "JE_ARROW_MALLOC_CONF": "background_thread:false",
                     "TORCH_COMPILE_DISABLE": "1",
                     "VLLM_NO_USAGE_STATS": "1",
                     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -100,15 +102,20 @@ class WarmPool:
         return self._process.poll() is None
 
     def start(
-        self, args: Sequence[str], env: Mapping[str, str], log: Path, threads: int
+        self,
+        args: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        threads: int,
+        module: str | None = None,
     ) -> PooledProcess:
-        """Asks for a server; returns at once, also while the pool is still importing."""
+        """Asks for a server, or for upstream's `module`; returns at once, even while importing."""
         with self._changed:
             self._requests += 1
             number = self._requests
         self._send(
             {"start": number, "args": list(args), "env": dict(env), "log": str(log),
-             "threads": threads}
+             "threads": threads} | ({"module": module} if module else {})
         )  # fmt: skip
         return PooledProcess(self, number)
 
