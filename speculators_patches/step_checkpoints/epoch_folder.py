@@ -38,6 +38,11 @@ class PublishFailed(RuntimeError):
     """A folder could not be written; what was there before still is."""
 
 
+def due(config: Any, epoch: int) -> bool:
+    """Upstream's rule for which epochs get a folder."""
+    return config.checkpoint_freq < 1 or epoch == 0 or (epoch + 1) % config.checkpoint_freq == 0
+
+
 def publish(
     trainer: Any, epoch: int, local_step: int, *, finished: bool = False, epoch_ended: bool = True
 ) -> None:

@@ -7,6 +7,7 @@ which cursor and which random generators training would have to go on.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Mapping
@@ -20,8 +21,8 @@ from speculators_patches.checkpointing.cursor import Cursor
 from speculators_patches.checkpointing.errors import CheckpointError, SaveFailedError
 from speculators_patches.checkpointing.run import Found, RunCheckpoints
 from speculators_patches.checkpointing.state import TrainingState
-from speculators_patches.step_checkpoints import epoch_folder, identity
-from speculators_patches.step_checkpoints.loaders import Events, Watched
+from speculators_patches.step_checkpoints import epoch_folder, identity, schedules
+from speculators_patches.step_checkpoints.loaders import Events, Watched, warn_of_noise
 from speculators_patches.step_checkpoints.settings import Settings
 from speculators_patches.step_checkpoints.stopping import Interrupted, Signals
 
@@ -57,7 +58,7 @@ class Run:
         self._restore_generators_of: Found | None = None
         self._begun: Cursor | None = None  # where the newest save stands
         self._validated_at: int | None = None
-        self._published_at: tuple[int, int] | None = None
+        self._published_at: int | None = None
 
         ranks: Coordinator = Alone()
         self._last_call: Coordinator | None = None
@@ -77,7 +78,7 @@ class Run:
             self._resume(settings)
         for optimizer in trainer.optimizers:
             optimizer.register_step_pre_hook(self._before_update)
-        _warn_of_noise(trainer.train_loader)
+        warn_of_noise(trainer.train_loader)
         self._watch_loaders()
 
     # --- resuming ---------------------------------------------------------------------------
@@ -93,7 +94,7 @@ class Run:
         changed = identity.settings_changed(found.differences)
         self.saves.restore(found, settings="current" if changed else "saved")
         if changed:
-            _advance(trainer.schedulers, meta["schedule_steps"])
+            schedules.advance(trainer.schedulers, meta["schedule_steps"])
         for one in found.differences:
             logger.warning(f"resuming although {one}")
         trainer.current_epoch = cursor.epoch
@@ -139,7 +140,7 @@ class Run:
 
     def _waiting(self) -> Any:
         # Several ranks must stop at the same step, so one alone never leaves a fetch.
-        return self.signals.waiting() if self._alone else _Nothing()
+        return self.signals.waiting() if self._alone else contextlib.nullcontext()
 
     def _before_update(self, *_: Any) -> None:
         self._updating = True
@@ -212,14 +213,8 @@ class Run:
             self.saves.restore_rng(self._restore_generators_of)
         elif self._generators is not None:
             rng.restore(self._generators)
-        done = self.saves.save(
-            self.cursor,
-            *tags,
-            meta=self._meta(),
-            extra=self._checked,
-            wait_s=wait_s,
-            commit_s=commit_s,
-        )
+        options: dict[str, Any] = {"meta": self._meta(), "extra": self._checked}
+        done = self.saves.save(self.cursor, *tags, wait_s=wait_s, commit_s=commit_s, **options)
         if done:
             self._begun = self.cursor
         return done
@@ -230,8 +225,6 @@ class Run:
         Raises:
             epoch_folder.PublishFailed: only if `finished`; otherwise it is logged.
         """
-        if self._published_at == (self.trainer.global_step, finished):
-            return
         try:
             epoch_folder.publish(
                 self.trainer,
@@ -240,7 +233,7 @@ class Run:
                 finished=finished,
                 epoch_ended=epoch_ended,
             )
-            self._published_at = (self.trainer.global_step, finished)
+            self._published_at = self.trainer.global_step
         except epoch_folder.PublishFailed as error:
             if finished:
                 raise
@@ -287,7 +280,7 @@ class Run:
         if self.cursor.phase == "train":
             whole = self._train_to_its_end(epoch)
         finished = is_last or self._at_max_steps()
-        if not trainer.config.save_best and (finished or _due(trainer.config, epoch)):
+        if not trainer.config.save_best and (finished or epoch_folder.due(trainer.config, epoch)):
             self._publish(finished=finished, epoch_ended=whole)
         self._stop_if_asked()
         tags = ["epoch"] if whole else ["max_steps"]
@@ -301,7 +294,11 @@ class Run:
             self.cursor = replace(self.cursor, phase="epoch_done")
         if finished:
             tags.append("final")
-        self._save(*tags, wait_s=_WAIT_S, commit_s=_COMMIT_S if finished else None)
+        # A slow disk may cost this save: then the validation is done again after a resume.
+        wanted = finished or "best" in tags
+        self._save(
+            *tags, wait_s=_WAIT_S if wanted else 0.0, commit_s=_COMMIT_S if finished else None
+        )
         self._stop_if_asked()
         return whole
 
@@ -318,7 +315,7 @@ class Run:
         if self.cursor.local_step < batches and self._at_max_steps():
             return False
         self.cursor = replace(self.cursor, phase="validate")
-        self._save("trained", wait_s=_WAIT_S)
+        self._save("trained", wait_s=0.0)
         return True
 
     def _at_max_steps(self) -> bool:
@@ -335,7 +332,7 @@ class Run:
             return False
         if trainer.config.save_best:
             self._checked()
-        if self._published_at is None or self._published_at[0] != trainer.global_step:
+        if self._published_at != trainer.global_step:
             self._publish(finished=False, epoch_ended=epoch_ended)
         folder = trainer.checkpointer.path / str(epoch)
         if epoch_folder.state_of(folder).get("global_step") != trainer.global_step:
@@ -399,38 +396,3 @@ class Run:
     def begin_anew(self) -> None:
         """A run from scratch beside older checkpoints: from now on a resume finds this one."""
         self._save("start", wait_s=_WAIT_S, commit_s=_COMMIT_S)
-
-
-def _warn_of_noise(loader: Any) -> None:
-    """0.8 adds noise to hidden states, from generators that live and die with the workers."""
-    if loader.num_workers and getattr(loader.dataset, "transform", None) is not None:
-        logger.warning(
-            "--noise-std above 0 with --num-workers above 0: a resumed run draws other noise than "
-            "one that was never stopped; everything else is exact (use --num-workers 0 or "
-            "--noise-std 0 for an exact resume)"
-        )
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def _due(config: Any, epoch: int) -> bool:
-    """Upstream's rule for which epochs get a folder."""
-    return config.checkpoint_freq < 1 or epoch == 0 or (epoch + 1) % config.checkpoint_freq == 0
-
-
-def _advance(schedulers: list[Any], steps: list[int]) -> None:
-    """Put new schedules at the step where the old ones stood (learning rates follow)."""
-    for scheduler, step in zip(schedulers, steps, strict=True):
-        scheduler.last_epoch = step
-        scheduler._step_count = step + 1
-        rates = [
-            base * rule(step)
-            for base, rule in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        ]
-        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        scheduler._last_lr = rates
