@@ -26,7 +26,7 @@ lint: setup
 	$(PY) -m mypy
 
 test: lint matrix
-	MATRIX_REQUIRED=1 $(PY) -m pytest -m "not nightly" -q
+	MATRIX_REQUIRED=1 $(PY) -m pytest -m "not nightly" -q -n 2 --dist loadfile --durations 15
 
 nightly: matrix
 	MATRIX_REQUIRED=1 $(PY) -m pytest -q

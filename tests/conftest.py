@@ -24,3 +24,21 @@ def laid_out() -> Callable[[str], Path]:
         return matrix.layout(version)
 
     return folder
+
+
+# Minutes each, and what they show is shown once more by a quicker neighbour (another upstream
+# version, or the engine below the patch). `make nightly` runs them all.
+_NIGHTLY_FILES = {"test_step_checkpoints.py", "test_step_checkpoints_ranks.py"}
+_NIGHTLY_VERSIONS = {
+    "faults": ("0.8.1",),
+    "compat/test_apply_revert.py": ("0.6.0.2", "0.7.0.2", "0.8.1"),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the slow half of the matrix as nightly."""
+    for item in items:
+        path = item.path.as_posix()
+        versions = [v for part, found in _NIGHTLY_VERSIONS.items() if part in path for v in found]
+        if item.path.name in _NIGHTLY_FILES or any(version in item.name for version in versions):
+            item.add_marker(pytest.mark.nightly)
