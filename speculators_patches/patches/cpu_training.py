@@ -85,7 +85,10 @@ PATCH = Patch(
 # What cannot run on a CPU: option -> (its group in TrainConfig, upstream's default, ours, why).
 _IMPLEMENTATIONS = {
     "draft_attn_impl": (
-        "draft", "simple_flex_attention", "sdpa", "flex attention has no backward on a CPU",
+        "draft",
+        "simple_flex_attention",
+        "sdpa",
+        "flex attention has no backward on a CPU",
     ),
     "loss_implementation": ("loss", "fused", "eager", "the fused losses are Triton kernels"),
 }
