@@ -24,7 +24,8 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "gpu": _gpu(),
         "commit": _commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        # Folders by their last name: where they lay on this machine is nobody's business.
+        "command": [Path(a).name if Path(a).is_absolute() else a for a in sys.argv],
     }
 
 
