@@ -31,7 +31,7 @@ def laid_out() -> Callable[[str], Path]:
 _NIGHTLY_FILES = {"test_step_checkpoints.py", "test_step_checkpoints_ranks.py"}
 _NIGHTLY_VERSIONS = {
     "faults": ("0.8.1",),
-    "compat/test_apply_revert.py": ("0.6.0.2", "0.7.0.2", "0.8.1"),
+    "compat/test_apply_revert.py": ("0.5.0", "0.6.0.2", "0.7.0.2", "0.8.1"),
 }
 
 
