@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 
+# Both commands start many interpreters: without cached bytecode each compiles all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup miniature matrix lint unit test nightly
 
 help:

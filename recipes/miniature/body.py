@@ -54,8 +54,9 @@ class BodyRecipe:
     # Part of the batch that each kind takes in the second phase; harmless prompts fill the rest.
     refused_share: float = 0.25
     story_share: float = 0.2
-    # Fixed, and recorded, because another thread count sums in another order.
-    threads: int = 2
+    # Fixed, and recorded, because another thread count sums in another order. One, because the
+    # pool imports vLLM beside it: two threads that wait for each other then take twice as long.
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -334,7 +335,7 @@ def save_body(model: Gemma4ForCausalLM, tokenizer: PreTrainedTokenizerFast, fold
 def make_body(
     out_dir: Path, seed: int, progress: Progress | None = None, recipe: BodyRecipe | None = None
 ) -> BodyReport:
-    """Train and publish the vanilla body; about a minute on two cores.
+    """Train and publish the vanilla body; about two minutes on one core.
 
     ``out_dir`` appears complete or not at all: bfloat16 weights, tokenizer, generation config and
     ``body.json`` with the recipe, the losses and the judgement on held-out prompts. Raises
