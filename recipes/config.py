@@ -82,6 +82,16 @@ class Recipe:
     hidden_states_dtype: Literal["bfloat16", "float32"] = _setting(
         "bfloat16", "precision of the hidden states and of autocast in training"
     )
+    checkpoint_every_minutes: float = _setting(
+        10.0, "minutes between exact checkpoints while training; 0 = not by time"
+    )
+    checkpoint_every_steps: int | None = _setting(
+        None, "optimizer steps between exact checkpoints, besides those by time"
+    )
+    checkpoint_keep: int = _setting(3, "newest exact checkpoints kept; the best is always kept")
+    checkpoint_keep_every: int | None = _setting(
+        None, "keep also the first checkpoint of each stretch of so many steps"
+    )
     train_extra: tuple[str, ...] = _setting((), "more flags for upstream's train, verbatim")
 
     # vLLM
@@ -260,6 +270,14 @@ def _check(r: Recipe) -> None:
         )
     if not r.bench_n or min(r.bench_n) < 0:
         raise ConfigError(f"bench_n={r.bench_n} must list numbers of drafted tokens, 0 or more.")
+    if r.checkpoint_every_minutes < 0:
+        raise ConfigError(
+            f"checkpoint_every_minutes={r.checkpoint_every_minutes} must be 0 (never) or more."
+        )
+    for name in ("checkpoint_every_steps", "checkpoint_keep", "checkpoint_keep_every"):
+        value = getattr(r, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1.")
     if r.lr <= 0:
         raise ConfigError(f"lr={r.lr} must be positive.")
     try:

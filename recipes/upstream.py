@@ -190,6 +190,15 @@ def train(
             "--request-timeout", str(recipe.request_timeout),
             "--max-retries", str(recipe.max_retries),
         ]  # fmt: skip
+    # Of the patch step_checkpoints, which takes them out before upstream parses.
+    arguments += [
+        "--checkpoint-every-minutes", str(recipe.checkpoint_every_minutes),
+        "--checkpoint-keep", str(recipe.checkpoint_keep),
+    ]  # fmt: skip
+    if recipe.checkpoint_every_steps is not None:
+        arguments += ["--checkpoint-every-steps", str(recipe.checkpoint_every_steps)]
+    if recipe.checkpoint_keep_every is not None:
+        arguments += ["--checkpoint-keep-every", str(recipe.checkpoint_keep_every)]
     if recipe.num_workers is not None:
         arguments += ["--num-workers", str(recipe.num_workers)]
     return _patched("speculators.train", [*arguments, *recipe.train_extra])

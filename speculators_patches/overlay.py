@@ -213,7 +213,7 @@ def _refuse_live(patch: Patch, problems: list[str]) -> Judgement:
 def _live_problems(patch: Patch, allowed: bool) -> list[str]:
     """What is wrong with the imported objects although the files are right."""
     problems = []
-    for target in patch.targets:
+    for target in _targets(patch):
         try:
             owner, name = _locate(target)
             raw = _state.originals.get(target.path, vars(owner).get(name))
@@ -236,6 +236,12 @@ def _is_foreign(obj: object, target: Target) -> bool:
     file = drift.module_file(target.module)
     known = {item.fingerprint for item in drift.definitions(file, target.qualname)} if file else ()
     return live is not None and live not in known
+
+
+def _targets(patch: Patch) -> tuple[Target, ...]:
+    """Those that the installed version has."""
+    _, version = verdicts.installed_distribution(patch)
+    return patch.targets if version is None else patch.targets_in(version)
 
 
 def _locate(target: Target) -> tuple[object, str]:
@@ -268,11 +274,12 @@ def _switch_to(names: tuple[str, ...]) -> None:
 
 
 def _install(patch: Patch) -> None:
-    replaced = {target.path: target for target in patch.targets if not target.observed}
+    replaced = {target.path: target for target in _targets(patch) if not target.observed}
     places = {path: _locate(target) for path, target in replaced.items()}
     current = {path: _plain(vars(owner)[name]) for path, (owner, name) in places.items()}
     new = patches.module_of(patch.name).replacements(current)
-    if set(new) != set(replaced):
+    elsewhere = {target.path for target in patch.targets} - {t.path for t in _targets(patch)}
+    if set(new) - elsewhere != set(replaced):
         raise TypeError(
             f"patches/{patch.name}.py: replacements() gave {sorted(new)} "
             f"for the targets {sorted(replaced)}"
@@ -326,7 +333,7 @@ def _restore() -> None:
         setattr(slot.owner, slot.name, slot.original)
     # Modules that were imported while we were active took our object by name.
     for name in _state.active:
-        for target in patches.table()[name].targets:
+        for target in _targets(patches.table()[name]):
             _unbind(_neighbours(target.module, target.aliases))
     _state.slots.clear()
     _state.originals.clear()

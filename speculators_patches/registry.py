@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Target:
         aliases: other modules that bound the object by name (`from m import f`); replaced and
             restored together with it, if they are loaded.
         observed: the target is only relied upon (its source must not drift), never replaced.
+        since: the first version that has the object; in older ones it is not looked for, and its
+            replacement is not used. None: every version that needs the patch has it.
     """
 
     module: str
@@ -46,6 +49,7 @@ class Target:
     fingerprints: Mapping[str, str]
     aliases: tuple[str, ...] = ()
     observed: bool = False
+    since: str | None = None
 
     @property
     def path(self) -> str:
@@ -84,6 +88,14 @@ class Patch:
     changes_learning: bool = False
     default: bool = True
     tested: tuple[str, ...] = field(default=())
+
+    def targets_in(self, version: Version) -> tuple[Target, ...]:
+        """The targets that exist in `version` of the distribution."""
+        return tuple(
+            target
+            for target in self.targets
+            if target.since is None or version >= Version(target.since)
+        )
 
     @property
     def package(self) -> str:

@@ -43,7 +43,7 @@ def judge(patch: Patch, allow_drift: Iterable[str] = ()) -> Judgement:
     if no_op is not None:
         return no_op
 
-    findings = [drift.examine(target, version) for target in patch.targets]
+    findings = [drift.examine(target, version) for target in patch.targets_in(version)]
     problems = [item.problem for item in findings if item.problem]
     missing = [item for item in findings if item.problem and not item.fingerprints]
     if problems and (missing or patch.name not in allow_drift):
@@ -97,7 +97,7 @@ def _has_defective_source(patch: Patch, version: Version) -> bool:
 
     Source decides for versions nobody tested: a development build may carry any version number.
     """
-    findings = [drift.examine(target, version) for target in patch.targets]
+    findings = [drift.examine(target, version) for target in patch.targets_in(version)]
     return all(item.problem is None for item in findings)
 
 

@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 from speculators_patches.registry import Patch, Target
 
-_BOTH = ">=0.8.1,<0.9.1"
+_ALL = ">=0.7,<0.9.1"
 _SETUP = "speculators.train.trainer:Trainer.setup_trainer"
 _MARK = "speculators.train.trainer:_StepTimer.mark"
 _NOW = "speculators.train.trainer:_StepTimer.now"
@@ -29,49 +29,50 @@ _MAIN = "speculators.train.cli:main"
 PATCH = Patch(
     name="cpu_training",
     defect="Training and resuming need an accelerator; on a CPU the first step already fails.",
-    needed=SpecifierSet(">=0.8.1"),
+    needed=SpecifierSet(">=0.7"),
     targets=(
         Target(
             "speculators.train.trainer",
             "Trainer.setup_trainer",
-            fingerprints={_BOTH: "d43094f2baf7aa64"},
+            fingerprints={_ALL: "d43094f2baf7aa64"},
         ),
         Target(
             "speculators.train.trainer",
             "_StepTimer.mark",
-            fingerprints={"==0.8.1": "893cd1e5673e77b1", "==0.9.0": "391b4e3c4bd05aef"},
+            fingerprints={">=0.7,<0.8.2": "893cd1e5673e77b1", "==0.9.0": "391b4e3c4bd05aef"},
         ),
         Target(
             "speculators.train.trainer",
             "_StepTimer.now",
-            fingerprints={_BOTH: "a422c3304663f6d0"},
+            fingerprints={_ALL: "a422c3304663f6d0"},
         ),
         Target(
             "speculators.utils.util",
             "get_current_device",
-            fingerprints={_BOTH: "1c2ca96f578642fc"},
+            fingerprints={_ALL: "1c2ca96f578642fc"},
         ),
         Target(
             "speculators.train.distributed",
             "maybe_setup_distributed",
-            fingerprints={_BOTH: "e195d6bf511f0910"},
+            fingerprints={_ALL: "e195d6bf511f0910"},
         ),
         Target(
             "speculators.train.cli",
             "main",
             fingerprints={"==0.8.1": "b340c969fb545e14", "==0.9.0": "00e441188600f50e"},
+            since="0.8",
         ),
         # It sets device_type and local_rank, calls setup_trainer, and only then moves the model.
         Target(
             "speculators.train.trainer",
             "Trainer.__init__",
-            fingerprints={_BOTH: "4fb14f12c1fe2903"},
+            fingerprints={_ALL: "4fb14f12c1fe2903"},
             observed=True,
         ),
         Target(
             "speculators.train.distributed",
             "_init_sp_process_groups",
-            fingerprints={_BOTH: "352dfc18d3409400"},
+            fingerprints={_ALL: "352dfc18d3409400"},
             observed=True,
         ),
     ),
@@ -79,7 +80,7 @@ PATCH = Patch(
     fixed_in=None,
     remove_when="upstream's trainer runs without an accelerator",
     proof="tests/compat/test_cpu_training.py::test_killed_after_a_mid_epoch_save_it_resumes",
-    tested=("0.8.1", "0.9.0"),
+    tested=("0.7.0.2", "0.8.1", "0.9.0"),
 )
 
 # What cannot run on a CPU: option -> (its group in TrainConfig, upstream's default, ours, why).
@@ -178,7 +179,7 @@ def replacements(originals: Mapping[str, Any]) -> dict[str, Any]:
     """Target path -> replacement."""
     global _setup_trainer, _main
     _setup_trainer = originals[_SETUP]
-    _main = originals[_MAIN]
+    _main = originals.get(_MAIN)  # 0.7: a script, in which nothing is chosen
     return {
         _SETUP: setup_trainer,
         _MARK: mark,

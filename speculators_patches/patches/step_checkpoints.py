@@ -6,14 +6,16 @@ checkpoints by steps and minutes in the background (`checkpointing`), on every w
 and resumes from the newest whole one at the batch where it stopped, bitwise equal to a run that was
 never stopped. Upstream's folders are still made for vLLM, at epoch ends and for the best epoch.
 
-0.7 has the same methods but no entrypoint in the wheel; 0.6 and older are not covered.
+0.7 has the same methods but no entrypoint in its wheel: its git `scripts/train.py` works through
+`run`. 0.6 and older have no resume in the middle of an epoch to build on and are not covered.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,100 +32,102 @@ _OPTIMIZER = f"{_TRAINER}.setup_optimizer"
 _SCHEDULE = f"{_TRAINER}._schedulers_step"
 _SAVE = f"{_TRAINER}.maybe_save_checkpoint"
 _RUN = f"{_TRAINER}.run_training"
-_MAIN = "speculators.train.cli:main"
-_BOTH = ">=0.8.1,<0.9.1"
+_ALL = ">=0.7,<0.9.1"
 
 PATCH = Patch(
     name="step_checkpoints",
     defect="A run that is killed, interrupted or fails loses up to an epoch or its only "
     "checkpoint, and a resumed one is another run.",
-    needed=SpecifierSet(">=0.8.1"),
+    needed=SpecifierSet(">=0.7"),
     targets=(
         Target(
             "speculators.train.config.schema",
             "TrainConfig.resolve",
-            fingerprints={"==0.8.1": "6fc68c6978c44897", "==0.9.0": "01a327c2744f0263"},
+            fingerprints={">=0.7,<0.8.2": "6fc68c6978c44897", "==0.9.0": "01a327c2744f0263"},
         ),
         Target(
             "speculators.train.trainer",
             "Trainer.setup_trainer",
-            fingerprints={_BOTH: "d43094f2baf7aa64"},
+            fingerprints={_ALL: "d43094f2baf7aa64"},
         ),
         Target(
             "speculators.train.trainer",
             "Trainer.setup_optimizer",
-            fingerprints={_BOTH: "2b65a4c8c77cfd43"},
+            fingerprints={_ALL: "2b65a4c8c77cfd43"},
         ),
         Target(
             "speculators.train.trainer",
             "Trainer._schedulers_step",
-            fingerprints={_BOTH: "f90011e54303a839"},
+            fingerprints={_ALL: "f90011e54303a839"},
         ),
         Target(
             "speculators.train.trainer",
             "Trainer.maybe_save_checkpoint",
-            fingerprints={_BOTH: "f7f97ea65f4f6790"},
+            fingerprints={_ALL: "f7f97ea65f4f6790"},
         ),
         Target(
             "speculators.train.trainer",
             "Trainer.run_training",
-            fingerprints={_BOTH: "610106920a0c5803"},
-        ),
-        Target(
-            "speculators.train.cli",
-            "main",
-            fingerprints={"==0.8.1": "b340c969fb545e14", "==0.9.0": "00e441188600f50e"},
+            fingerprints={_ALL: "610106920a0c5803"},
         ),
         # Its loop over the loader, the step counter, and the order within a step.
         Target(
             "speculators.train.trainer",
             "Trainer.train_epoch",
-            fingerprints={"==0.8.1": "d515016800f38939", "==0.9.0": "461565dfd05aa163"},
+            fingerprints={
+                "==0.7.0.2": "c350c3512012ef39",
+                "==0.8.1": "d515016800f38939",
+                "==0.9.0": "461565dfd05aa163",
+            },
             observed=True,
         ),
         Target(
             "speculators.train.trainer",
             "Trainer.val_epoch",
-            fingerprints={"==0.8.1": "74dc28163b0676b2", "==0.9.0": "7eb742f20743e683"},
+            fingerprints={
+                "==0.7.0.2": "2bc1c17b08fbec87",
+                "==0.8.1": "74dc28163b0676b2",
+                "==0.9.0": "7eb742f20743e683",
+            },
             observed=True,
         ),
         # It slices the sampler once, in the epoch named current_epoch.
         Target(
             "speculators.train.trainer",
             "Trainer._prepare_resume_skip",
-            fingerprints={_BOTH: "ed615ce1e105ccd8"},
+            fingerprints={_ALL: "ed615ce1e105ccd8"},
             observed=True,
         ),
         # Its effects are those of `Run._improve`.
         Target(
             "speculators.train.trainer",
             "Trainer.maybe_update_best",
-            fingerprints={_BOTH: "d16b74a17c0dc0ec"},
+            fingerprints={_ALL: "d16b74a17c0dc0ec"},
             observed=True,
         ),
         Target(
             "speculators.train.trainer",
             "Trainer.__init__",
-            fingerprints={_BOTH: "4fb14f12c1fe2903"},
+            fingerprints={_ALL: "4fb14f12c1fe2903"},
             observed=True,
         ),
         # Takes a name in place of an epoch, writes into that folder, and ends in a barrier.
         Target(
             "speculators.train.checkpointer",
             "SingleGPUCheckpointer.save_checkpoint",
-            fingerprints={_BOTH: "1304a0497edc90a0"},
+            fingerprints={_ALL: "1304a0497edc90a0"},
             observed=True,
         ),
         Target(
             "speculators.train.checkpointer",
             "DistributedCheckpointer.save_checkpoint",
-            fingerprints={_BOTH: "d096fe277d3b7b09"},
+            fingerprints={_ALL: "d096fe277d3b7b09"},
             observed=True,
         ),
         Target(
             "speculators.train.checkpointer",
             "BaseCheckpointer.save_scheduler_state_dict",
-            fingerprints={_BOTH: "f059bc8044d0894a"},
+            fingerprints={_ALL: "f059bc8044d0894a"},
             observed=True,
         ),
     ),
@@ -132,8 +136,7 @@ PATCH = Patch(
     fixed_in=None,
     remove_when="upstream saves exact state by steps, atomically, and on the way down",
     proof="tests/faults/test_step_checkpoints.py::test_resumed_anywhere_it_is_the_same_run",
-    default=False,
-    tested=("0.8.1", "0.9.0"),
+    tested=("0.7.0.2", "0.8.1", "0.9.0"),
 )
 
 logger = logging.getLogger("speculators")
@@ -142,7 +145,6 @@ _resolve: Any = None
 _setup_trainer: Any = None
 _setup_optimizer: Any = None
 _schedulers_step: Any = None
-_main: Any = None
 _settings: Settings | None = None  # from the command line; None: from the environment
 
 
@@ -157,6 +159,20 @@ def resolve(cls: Any, argv: list[str] | None = None) -> Any:
     config = _resolve(cls, theirs)
     config._argv = [sys.argv[0], *words]
     return config
+
+
+@contextlib.contextmanager
+def _in_one_sentence() -> Iterator[None]:
+    """A checkpoint that can't be used, or a run that was stopped: one line and exit code 1."""
+    from speculators_patches.checkpointing.errors import CheckpointError
+    from speculators_patches.step_checkpoints.epoch_folder import PublishFailed
+
+    try:
+        yield
+    except stops.RunStopped as stop:
+        raise SystemExit(f"speculators_patches: training stopped: {stop}") from stop
+    except (CheckpointError, PublishFailed) as error:
+        raise SystemExit(f"speculators_patches: {error}") from error
 
 
 def setup_trainer(self: Any) -> None:
@@ -207,11 +223,12 @@ def setup_optimizer(self: Any) -> None:
         settings = take([])[0] if _settings is None else _settings
     except BadSetting as error:
         raise SystemExit(f"speculators_patches: {error}") from None
-    self._step_checkpoints = Run(
-        self, settings, continued=self._step_records and self.resume_from_checkpoint
-    )
-    if self._step_records and not self.resume_from_checkpoint:
-        self._step_checkpoints.begin_anew()
+    with _in_one_sentence():
+        self._step_checkpoints = Run(
+            self, settings, continued=self._step_records and self.resume_from_checkpoint
+        )
+        if self._step_records and not self.resume_from_checkpoint:
+            self._step_checkpoints.begin_anew()
 
 
 def _check_save_best(trainer: Any) -> None:
@@ -237,18 +254,8 @@ def maybe_save_checkpoint(self: Any, epoch: int | str, local_step: int = 0) -> N
 
 def run_training(self: Any) -> None:
     """See `step_checkpoints.run.Run.train`."""
-    self._step_checkpoints.train()
-
-
-def main(*args: Any, **kwargs: Any) -> Any:
-    """Upstream's; a checkpoint that can't be used is one sentence and exit code 1."""
-    from speculators_patches.checkpointing.errors import CheckpointError
-    from speculators_patches.step_checkpoints.epoch_folder import PublishFailed
-
-    try:
-        return stops.say_and_exit(_main, *args, **kwargs)
-    except (CheckpointError, PublishFailed) as error:
-        raise SystemExit(f"speculators_patches: {error}") from error
+    with _in_one_sentence():
+        self._step_checkpoints.train()
 
 
 def export_checkpoint(checkpoint: Path, output: Path) -> None:
@@ -262,7 +269,7 @@ def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:
     """See `registry`."""
     global _resolve, _setup_trainer, _setup_optimizer, _schedulers_step, _main, _settings
     _settings = None
-    _resolve, _main = originals[_RESOLVE], originals[_MAIN]
+    _resolve = originals[_RESOLVE]
     _setup_trainer, _setup_optimizer = originals[_SETUP], originals[_OPTIMIZER]
     _schedulers_step = originals[_SCHEDULE]
     return {
@@ -272,5 +279,4 @@ def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:
         _SCHEDULE: schedulers_step,
         _SAVE: maybe_save_checkpoint,
         _RUN: run_training,
-        _MAIN: main,
     }

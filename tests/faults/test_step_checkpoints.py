@@ -355,13 +355,18 @@ def signal_group(pid: int, number: int) -> None:
     os.killpg(pid, number)
 
 
-def test_on_0_8_1(work: Path, tmp_path: Path, laid_out: Callable[[str], Path]) -> None:
-    """Whose data set adds noise, from the generators of this process."""
-    laid_out("0.8.1")
-    zygote = Zygote(tmp_path, "0.8.1")
+@pytest.mark.parametrize("version", ["0.7.0.2", "0.8.1"])
+def test_on_older_versions(
+    version: str, work: Path, tmp_path: Path, laid_out: Callable[[str], Path]
+) -> None:
+    """0.8.1's data set adds noise, from the generators of this process; 0.7 has fewer patches."""
+    laid_out(version)
+    patches = PATCHES if version == "0.8.1" else "cpu_training,save_best_scope,step_checkpoints"
+    zygote = Zygote(tmp_path, version, patches)
     try:
         alone = Training(work, tmp_path / "alone", *BY_STEPS, "100", zygote=zygote)
         assert alone.finish() == 0, alone.said()[-3000:]
+        assert sorted(alone.steps()) == list(range(STEPS))
         one = Training(work, tmp_path / "run", *BY_STEPS, "1", zygote=zygote)
         assert one.interrupt(7, signal.SIGKILL, SLOW_S="0.05") == -signal.SIGKILL
         assert one.interrupt(BATCHES, signal.SIGTERM, SLOW_S="0.05") == 143

@@ -50,7 +50,7 @@ class TestPatch:
     def test_every_tested_version_that_needs_it_has_a_fingerprint(self, patch: Patch) -> None:
         assert patch.tested, "a patch says which versions it was run on"
         for version in filter(patch.needed.contains, map(Version, patch.tested)):
-            for target in patch.targets:
+            for target in patch.targets_in(version):
                 covered = any(SpecifierSet(spec).contains(version) for spec in target.fingerprints)
                 assert covered, f"{target.path} has no fingerprint for {version}"
 
