@@ -27,7 +27,9 @@ class ResultsError(ValueError):
 class ArmSpec:
     """One way of serving. `n` = 0 is no speculation; `server_refused` why it never started.
 
-    `synthetic` arms accept at random for the break-even page; their text means nothing.
+    `body` is empty where it is the run's. An arm is compared with the one without speculation that
+    has the same body and flags. `synthetic` arms accept at random for the break-even page; their
+    text means nothing.
     """
 
     name: str
@@ -37,10 +39,16 @@ class ArmSpec:
     experimental: bool = False
     synthetic: bool = False
     server_refused: str | None = None
+    body: str = ""
+
+    @property
+    def like(self) -> tuple[str, tuple[str, ...]]:
+        """What two arms must share for a ratio of their speeds to mean something."""
+        return self.body, tuple(self.server_flags)
 
     @property
     def key(self) -> str:
-        return f"{self.name}, n = {self.n}"
+        return f"{self.name}, n = {self.n}" if self.n else self.name
 
 
 @dataclass(frozen=True)

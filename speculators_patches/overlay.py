@@ -304,11 +304,12 @@ def _set(owner: object, name: str, value: object) -> None:
 
 def _neighbours(target_module: str, aliases: Iterable[str] = ()) -> list[ModuleType]:
     top = target_module.partition(".")[0]
+    inside = top + "."
+    names = {top, "__main__", *aliases}
     return [
         module
         for name, module in list(sys.modules.items())
-        if isinstance(module, ModuleType)
-        and (name == top or name.startswith(top + ".") or name in aliases or name == "__main__")
+        if (name.startswith(inside) or name in names) and isinstance(module, ModuleType)
     ]
 
 

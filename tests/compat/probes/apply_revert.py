@@ -45,7 +45,7 @@ def expected(active: set[str], only: list[str] | None, skip: list[str]) -> set[s
     return active | (asked & needed)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck),
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck),
           derandomize=True, database=None)  # fmt: skip
 @given(steps)
 def any_sequence(sequence: list[tuple]) -> None:
