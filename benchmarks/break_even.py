@@ -31,7 +31,7 @@ class StepCost:
     """Seconds a step at one n and concurrency, all requests of the batch together.
 
     `how` says where the figures are from, for the report. `draft_s` is 0 where only the whole step
-    could be timed and stands in `verify_s`.
+    could be timed and stands in `verify_s`. `arm` is the drafter timed.
     """
 
     n: int
@@ -40,6 +40,7 @@ class StepCost:
     verify_s: float
     draft_s: float
     how: str = ""
+    arm: str = ""
 
     def __post_init__(self) -> None:
         times = (self.base_s, self.verify_s, self.draft_s)
@@ -58,7 +59,7 @@ class StepCost:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> StepCost:
-        names = ("n", "concurrency", "base_s", "verify_s", "draft_s", "how")
+        names = ("n", "concurrency", "base_s", "verify_s", "draft_s", "how", "arm")
         return cls(**{k: row[k] for k in names if k in row})
 
 

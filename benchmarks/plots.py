@@ -86,7 +86,8 @@ def break_even(costs: Sequence[StepCost]) -> bytes | None:
         for k, cost in enumerate(c for c in costs if c.concurrency == concurrency):
             points = curve(cost)
             axis.plot(
-                [100 * x for x, _ in points], [y for _, y in points], label=f"n = {cost.n}",
+                [100 * x for x, _ in points], [y for _, y in points],
+                label=f"{cost.arm}, n = {cost.n}".lstrip(", "),
                 color=_COLOURS[k % len(_COLOURS)],
             )  # fmt: skip
         axis.axhline(1, color="#555", linestyle="--", linewidth=1)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.stats import FEWEST_PROMPTS
+
 FOLDER = Path(__file__).parent / "workloads"
 WORKLOADS = ("english", "chinese", "code", "podcast", "image_prompts", "chat")
 LENGTHS = ("short", "medium", "long")
@@ -47,7 +49,8 @@ def load_workload(source: str | Path, *, smoke: bool = False) -> list[WorkloadPr
     """A shipped workload by name, or a user's JSON-lines file by path.
 
     A user's rows need `messages` or `prompt`; `id`, `kind` (the file's name), `length` ("medium")
-    and `smoke` are filled in. If no row of a file is marked, its first three are the smoke subset.
+    and `smoke` are filled in. If no row of a file is marked, its smoke subset is the first eight of
+    each kind, the fewest that an interval is computed from.
 
     Raises:
         PromptError: names file and line.
@@ -68,7 +71,18 @@ def load_workload(source: str | Path, *, smoke: bool = False) -> list[WorkloadPr
     _check_distinct(path, prompts)
     if not smoke:
         return prompts
-    return [p for p in prompts if p.smoke] or prompts[:3]
+    return [p for p in prompts if p.smoke] or first_of_each(prompts, FEWEST_PROMPTS)
+
+
+def first_of_each(prompts: Iterable[WorkloadPrompt], count: int) -> list[WorkloadPrompt]:
+    """The first `count` prompts of each workload, in their order."""
+    taken: Counter[str] = Counter()
+    found = []
+    for p in prompts:
+        taken[p.kind] += 1
+        if taken[p.kind] <= count:
+            found.append(p)
+    return found
 
 
 def load_workloads(

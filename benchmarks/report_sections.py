@@ -36,6 +36,7 @@ class Section:
 def sections(results: Results, summary: dict[str, Any]) -> list[Section]:
     """All sections in order: what first could mislead comes first."""
     found = [_verdicts(results, summary), _speed(summary), _acceptance(summary)]
+    found.append(_pairs(summary))
     found.append(_lossless(summary))
     found.append(_choices(summary))
     found.append(_break_even(summary))
@@ -125,6 +126,29 @@ def _acceptance(summary: dict[str, Any]) -> Section:
     )  # fmt: skip
 
 
+def _pairs(summary: dict[str, Any]) -> Section:
+    rows, words = [], []
+    for k, pair in enumerate(summary["pairs"]):
+        where = f"{pair['workload']}, T = {pair['temperature']:g}, {pair['concurrency']} at once"
+        # The first position is what a drafter knows of this text; the rest is in the table.
+        words.append(f"{where}: {pair['words'][0]}")
+        for position, seen in enumerate(pair["acceptance"]):
+            rows.append(
+                (
+                    Cell(f"{pair['arm']} - {pair['against']}"), Cell(str(pair["n"])),
+                    Cell(pair["workload"]), Cell(f"{pair['temperature']:g}"),
+                    Cell(str(pair["concurrency"])), Cell(str(position)),
+                    *_interval(seen, f"pairs.{k}.acceptance.{position}", "+.3f"),
+                )
+            )  # fmt: skip
+    return Section(
+        "Drafters compared",
+        tuple(words),
+        ("arms", "n", "workload", "T", "at once", "position", "difference", "low", "high"),
+        tuple(rows),
+    )
+
+
 def _lossless(summary: dict[str, Any]) -> Section:
     lines = [
         f"{c['label']}, {c['workload']}, T = {c['temperature']:g}, {c['concurrency']} at once: "
@@ -155,7 +179,7 @@ def _break_even(summary: dict[str, Any]) -> Section:
         needed = cost["needed"]
         rows.append(
             (
-                Cell(str(cost["n"])), Cell(str(cost["concurrency"])),
+                Cell(cost["arm"]), Cell(str(cost["n"])), Cell(str(cost["concurrency"])),
                 _number(cost["base_s"], f"costs.{k}.base_s", ".5f"),
                 _number(cost["verify_s"], f"costs.{k}.verify_s", ".5f"),
                 _number(cost["draft_s"], f"costs.{k}.draft_s", ".5f"),
@@ -167,7 +191,7 @@ def _break_even(summary: dict[str, Any]) -> Section:
         ("Speedup = (1 + c + ... + c^n) * plain step / (verify + draft), for a conditional "
          "acceptance c at every position; the last column is the c at which it is 1.",)
         if rows else (),
-        ("n", "at once", "plain step, s", "verify, s", "draft, s", "acceptance needed"),
+        ("arm", "n", "at once", "plain step, s", "verify, s", "draft, s", "acceptance needed"),
         tuple(rows),
         "break_even.png",
     )  # fmt: skip

@@ -164,6 +164,12 @@ def from_json(row: Any, where: str = "results") -> Results:
     return results
 
 
+def row_of(row: dict[str, Any]) -> RequestRow:
+    """One raw row from parsed JSON; errors as `load`."""
+    built: RequestRow = _build(RequestRow, row, "a request")
+    return built
+
+
 def _rows(row: dict[str, Any], key: str) -> Sequence[tuple[int, Any]]:
     return list(enumerate(row.get(key, [])))
 

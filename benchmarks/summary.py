@@ -8,8 +8,9 @@ for a renderer to print.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import median
 from typing import Any
 
@@ -57,13 +58,16 @@ def summarise(results: Results) -> dict[str, Any]:
     cells: dict[CellKey, list[RequestRow]] = defaultdict(list)
     for r in rows:
         cells[CellKey(r.arm, r.n, r.workload, r.temperature, r.concurrency)].append(r)
-    bases = {key.place: (key, found) for key, found in cells.items() if key.n == 0}
+    like = {(a.name, a.n): a.like for a in results.arms}
+    bases = {
+        (key.place, like[key.arm, 0]): (key, found) for key, found in cells.items() if key.n == 0
+    }
     verdicts = {key: _verdict(results, found) for key, found in cells.items()}
     # An arm is one server: text that broke on one workload spoils its speed on all of them.
     refused = {(k.arm, k.n) for k, v in verdicts.items() if v.refused}
     out, measured = [], []
     for key, found in cells.items():
-        base = bases.get(key.place)
+        base = bases.get((key.place, like[key.arm, key.n]))
         cell = _cell(key, found, verdicts[key])
         cell["refused"] = (key.arm, key.n) in refused
         if cell["refused"]:
@@ -90,6 +94,7 @@ def summarise(results: Results) -> dict[str, Any]:
             {"arm": a.name, "n": a.n, "why": a.server_refused}
             for a in results.arms if a.server_refused
         ],
+        "pairs": pairs(cells),
         "choices": _choices(results, measured),
         "costs": [c.to_json() for c in results.costs],
     }  # fmt: skip
@@ -216,6 +221,45 @@ def _lossless(
     return losslessness.compare_arm(
         {i: base[i].text for i in common}, {i: mine[i].text for i in common}
     ).to_json()
+
+
+def pairs(cells: Mapping[CellKey, Sequence[RequestRow]]) -> list[dict[str, Any]]:
+    """Drafters against each other on the same prompts, each at the greatest n that both have.
+
+    A pair may differ in body or flags: what is compared is acceptance, by prompt.
+    """
+    found = []
+    names = list(dict.fromkeys(k.arm for k in cells if k.n > 0))
+    for a, b in combinations(names, 2):
+        for place in dict.fromkeys(k.place for k in cells):
+            depths = [{k.n for k in cells if k.arm == arm and k.place == place and k.n > 0}
+                      for arm in (a, b)]  # fmt: skip
+            n = max(depths[0] & depths[1], default=0)
+            if n:
+                found += _pair(CellKey(a, n, *place), CellKey(b, n, *place), cells)
+    return found
+
+
+def _pair(
+    a: CellKey, b: CellKey, cells: Mapping[CellKey, Sequence[RequestRow]]
+) -> list[dict[str, Any]]:
+    drafted = [{r.prompt_id for r in cells[k] if r.drafts > 0} for k in (a, b)]
+    common = sorted(drafted[0] & drafted[1])
+    if len(common) < 2:
+        return []
+    x, y = (_ByPrompt.of([r for r in cells[k] if r.prompt_id in common], common) for k in (a, b))
+    differences = stats.acceptance_difference(y.drafts, y.accepted, x.drafts, x.accepted)
+    length = stats.length_difference(y.drafts, y.accepted, x.drafts, x.accepted)
+    where = f"{b.label} minus {a.label}"
+    return [
+        {
+            "arm": b.arm, "against": a.arm, "n": a.n, "workload": a.workload,
+            "temperature": a.temperature, "concurrency": a.concurrency,
+            "acceptance": [d.to_json() for d in differences], "tokens_per_step": length.to_json(),
+            "words": [wording.describe_difference(f"{where}, position {k}", d)
+                      for k, d in enumerate(differences)],
+        }
+    ]  # fmt: skip
 
 
 def _choices(

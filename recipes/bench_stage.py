@@ -1,107 +1,156 @@
-"""The bench stage: which servers are compared, and their measurement one after the other."""
+"""The bench stage: which arms are compared, and `benchmarks.session` over them."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from benchmarks.acceptance import Measurement, Prompt, load_prompts, measure
-from recipes.config import Recipe
-from recipes.display import Activity
-from recipes.run_folder import digest, file_digest, write_atomically
-from recipes.server_specs import drafting_server, plain_server, serving_flags
+from benchmarks.arm_verdict import EXIT_DEGENERATE
+from benchmarks.arms import NO_SPECULATION, Arm, Drafter, eagle3, multiply, with_server
+from benchmarks.client import Client, Reply
+from benchmarks.measurement import Measurement, measurements
+from benchmarks.prompts import (
+    PromptError,
+    WorkloadPrompt,
+    first_of_each,
+    load_workload,
+    load_workloads,
+)
+from benchmarks.runner import Setup
+from benchmarks.schema import ArmSpec, load
+from benchmarks.session import run_bench
+from benchmarks.summary import summarise
+from benchmarks.words import spoken
+from recipes.config import ConfigError, Recipe
+from recipes.process import StageError
+from recipes.run_folder import digest, file_digest
+from recipes.server_specs import plain_server, serving_flags
 from recipes.stage import Context, body_identity, require, stage, trained_drafter
 from recipes.upstream import has_accelerator
-from recipes.vllm_server import ServerSpec
+from recipes.vllm_server import Endpoint
 
-NO_SPECULATION = "no speculation"
-SMOKE_PROMPTS = Path(__file__).parent.parent / "benchmarks" / "workloads" / "smoke.jsonl"
+__all__ = ["NO_SPECULATION", "answer_once", "bench", "bench_arms", "bench_prompts", "one_arm"]
 
-
-@dataclass(frozen=True)
-class Arm:
-    """One way of serving that the bench compares."""
-
-    name: str
-    n: int
-    server: ServerSpec
+FINE_TUNED, VANILLA = "fine-tuned", "vanilla"
 
 
-def bench_arms(ctx: Context, drafter_name: str = "drafter") -> list[Arm]:
-    """The trained drafter at every n of `bench_n`; n = 0 is the body without speculation."""
-    drafter = trained_drafter(ctx.run)
-    return [
-        Arm(NO_SPECULATION, 0, plain_server(ctx.recipe, ctx.label + "body"))
-        if n == 0
-        else Arm(drafter_name, n, drafting_server(ctx.recipe, drafter, n, f"{ctx.label}bench-n{n}"))
-        for n in ctx.recipe.bench_n
-    ]
+def one_arm(
+    recipe: Recipe,
+    name: str,
+    n: int,
+    config: Mapping[str, Any] | None = None,
+    *,
+    body: str = "",
+    label: str = "",
+) -> Arm:
+    """An arm at one n, with a server as this recipe starts them.
+
+    Args:
+        config: vLLM's speculative config without the number of tokens; None: no speculation.
+        body: another body than the recipe's.
+        label: goes before the server's name.
+    """
+    drafting = None if config is None else {**config, "num_speculative_tokens": n}
+    return with_server(ArmSpec(name, n, drafting, body=body), plain_server(recipe), label=label)
 
 
-def bench(ctx: Context, arms: list[Arm] | None = None) -> list[Measurement]:
-    """Acceptance and tok/s of each arm through the chat endpoint, one arm at a time."""
+def bench_arms(recipe: Recipe, drafter: Path) -> list[Arm]:
+    """No speculation, and at every n the drafters that this recipe knows.
+
+    Args:
+        drafter: folder of the fine-tuned one.
+    """
+    known = [eagle3(FINE_TUNED, str(drafter))]
+    if recipe.draft_start:
+        known.append(eagle3(VANILLA, recipe.draft_start))
+    if recipe.bench_probabilistic:
+        known.append(eagle3(FINE_TUNED, str(drafter), probabilistic=True))
+    if recipe.bench_mtp:
+        known.append(Drafter("MTP assistant", {"method": "mtp", "model": recipe.bench_mtp}))
+    if recipe.bench_dflash:
+        known.append(Drafter("DFlash", {"method": "dflash", "model": recipe.bench_dflash}))
+    template = plain_server(recipe)
+    return [with_server(arm, template) for arm in multiply(known, recipe.bench_n)]
+
+
+def bench(ctx: Context, arms: Sequence[Arm] | None = None) -> list[Measurement]:
+    """Acceptance and speed of each arm through the chat endpoint; report in the stage's folder.
+
+    Raises:
+        StageError: an arm's text is degenerate (exit code 3).
+        BenchError: nothing could be measured.
+    """
     recipe = ctx.recipe
     trained = require(ctx.run, "train")
-    arms = bench_arms(ctx) if arms is None else arms
-    prompts = bench_prompts(recipe)
+    found = bench_arms(recipe, trained_drafter(ctx.run)) if arms is None else list(arms)
+    setup = Setup(
+        body=recipe.body,
+        arms=tuple(found),
+        prompts=tuple(bench_prompts(recipe)),
+        temperatures=recipe.bench_temperatures,
+        concurrencies=recipe.bench_concurrency,
+        blocks=recipe.bench_blocks,
+        max_tokens=recipe.bench_max_tokens,
+        seed=recipe.seed,
+    )
     made_from = {
         "drafter": trained["output"],
         "body": body_identity(recipe.body),
-        "prompts": digest([(p.id, p.kind, p.messages) for p in prompts]),
-        "arms": [(arm.name, arm.n) for arm in arms],
-        "temperatures": recipe.bench_temperatures,
-        "max_tokens": recipe.bench_max_tokens,
+        "prompts": digest([asdict(p) for p in setup.prompts]),
+        "arms": [asdict(arm.spec) for arm in found],
+        "settings": setup.settings(),
         "serving": serving_flags(recipe),
     }
-    results_file = ctx.run.stage_dir("bench") / "measurements.json"
+    folder = ctx.run.stage_dir("bench")
     with stage(ctx, "bench", made_from) as work:
         if work is None:
-            return read_measurements(results_file)
-        measured: list[Measurement] = []
-        if not has_accelerator():
-            # Starting a server takes both cores: none may start while another is measured. On a
-            # GPU two bodies do not fit side by side, so there each starts in its turn.
-            work.activity.update(f"starting {len(arms)} servers")
-            ctx.servers.start_all([arm.server for arm in arms])
-        for arm in arms:
-            measured += _measure_arm(ctx, work.activity, arm, prompts)
-        write_atomically(results_file, json.dumps([m.to_json() for m in measured], indent=1))
-        work.finish(output=file_digest(results_file))
-    return measured
+            results = load(folder / "results.json")
+            summary = summarise(results)
+        else:
+            # Starting a server takes both cores of a small machine: none may start while another
+            # is measured. On a GPU two bodies do not fit side by side: each starts in its turn.
+            outcome = run_bench(
+                setup, folder, ctx.servers, together=not has_accelerator(),
+                progress=work.activity.update,
+            )  # fmt: skip
+            results, summary = outcome.results, outcome.summary
+            for arm in setup.arms:
+                if arm.server is not None:
+                    ctx.servers.stop(arm.server.name)
+            work.finish(output=file_digest(folder / "results.json"))
+    if summary["refused"]:
+        raise StageError("\n".join(spoken(results, summary)), EXIT_DEGENERATE)
+    return measurements(results.requests)
 
 
-def _measure_arm(
-    ctx: Context, activity: Activity, arm: Arm, prompts: list[Prompt]
-) -> list[Measurement]:
-    """All kinds and temperatures of one arm."""
-    measured: list[Measurement] = []
-    with ctx.servers.lease(arm.server) as server:
-        for temperature in ctx.recipe.bench_temperatures:
+def bench_prompts(recipe: Recipe) -> list[WorkloadPrompt]:
+    """The recipe's prompts: a file of the user's, or the first ones of each shipped workload.
 
-            def show(done: int, total: int, temperature: float = temperature) -> None:
-                activity.update(
-                    f"{arm.name}, n = {arm.n}, T = {temperature}: {done} of {total} prompts"
-                )
-
-            measured += measure(
-                server.base_url,
-                server.model,
-                prompts,
-                arm=arm.name,
-                n=arm.n,
-                temperature=temperature,
-                max_tokens=ctx.recipe.bench_max_tokens,
-                progress=show,
-            )
-    return measured
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    if recipe.bench_prompts:
+        try:
+            return load_workload(Path(recipe.bench_prompts))
+        except PromptError as e:
+            raise ConfigError(f"bench_prompts: {e}") from None
+    return first_of_each(load_workloads(), recipe.bench_prompts_each)
 
 
-def read_measurements(path: Path) -> list[Measurement]:
-    """What an earlier bench wrote."""
-    rows = json.loads(path.read_text("utf-8"))
-    return [Measurement.from_json(row) for row in rows]
+def answer_once(server: Endpoint, prompt: WorkloadPrompt, max_tokens: int) -> Reply:
+    """One answer at T = 0 of a server that drafts.
 
-
-def bench_prompts(recipe: Recipe) -> list[Prompt]:
-    return load_prompts(Path(recipe.bench_prompts) if recipe.bench_prompts else SMOKE_PROMPTS)
+    Raises:
+        StageError: it answered without drafting.
+        BenchError: it did not answer.
+    """
+    before = server.counters()
+    with Client(server.base_url, server.model) as client:
+        reply = client.ask(
+            prompt.messages, f"prompt {prompt.id}", temperature=0.0, max_tokens=max_tokens
+        )
+    if not (server.counters() - before).drafts:
+        raise StageError(f"The server at {server.base_url} answered without drafting a token.")
+    return reply

@@ -117,7 +117,21 @@ class Recipe:
 
     # Bench
     bench_n: tuple[int, ...] = _setting((0, 1, 2, 3, 4), "drafted tokens a step to compare")
-    bench_prompts: str = _setting("", ".jsonl with `prompt` or `messages`; empty = 20 built in")
+    bench_prompts: str = _setting(
+        "", ".jsonl with `prompt` or `messages`; empty = the shipped workloads"
+    )
+    bench_prompts_each: int = _setting(16, "prompts taken of each shipped workload (of 40)")
+    bench_concurrency: tuple[int, ...] = _setting((1,), "requests at once, e.g. 1,2,4,8")
+    bench_blocks: int = _setting(2, "shares of the prompts between which the arms take turns")
+    bench_probabilistic: bool = _setting(
+        False, "compare also the fine-tuned drafter with draft_sample_method probabilistic"
+    )
+    bench_mtp: str = _setting(
+        "google/gemma-4-26B-A4B-it-assistant", "MTP assistant to compare with; empty = none"
+    )
+    bench_dflash: str = _setting(
+        "z-lab/gemma-4-26B-A4B-it-DFlash", "DFlash drafter to compare with; empty = none"
+    )
     bench_temperatures: tuple[float, ...] = _setting((0.7,), "sampling temperatures")
     bench_max_tokens: int = _setting(200, "longest answer in the bench, tokens")
 
@@ -162,6 +176,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "kv_cache_dtype": "auto",
         "tool_parser": "",
         "serve_port": 0,
+        "bench_mtp": "",
+        "bench_dflash": "",
         "bench_temperatures": (0.0, 0.7),
         "bench_max_tokens": 96,
         "start_timeout": 300.0,

@@ -13,10 +13,10 @@ from pathlib import Path
 from packaging.version import Version
 
 from recipes import upstream
+from recipes.bench_stage import bench_arms
 from recipes.config import Recipe
 from recipes.run_folder import RunFolder
 from recipes.server_specs import (
-    drafting_server,
     extraction_server,
     plain_server,
     production_server,
@@ -99,8 +99,7 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
     else:
         train_commands.append(training(recipe.train_endpoint or PLACE))
     bench_servers = tuple(
-        server(plain if n == 0 else drafting_server(recipe, drafter, n, f"bench-n{n}"))
-        for n in recipe.bench_n
+        server(arm.server) for arm in bench_arms(recipe, drafter) if arm.server is not None
     )
     return [
         StagePlan(
@@ -143,7 +142,10 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
         StagePlan(
             "bench",
             bench_servers,
-            (f"{len(recipe.bench_n)} servers in turn; time: not measured at this size",)
+            (
+                f"{len(bench_servers)} servers in turn, {recipe.bench_blocks} times; "
+                "time: not measured at this size",
+            )
             if real
             else (),
         ),

@@ -44,23 +44,6 @@ def extraction_server(recipe: Recipe, folder: Path, name: str = "extraction") ->
     )
 
 
-def drafting_server(recipe: Recipe, drafter: Path, n: int, name: str) -> ServerSpec:
-    """The body with `drafter` proposing `n` tokens a step."""
-    return ServerSpec(
-        name=name,
-        model=recipe.body,
-        speculative_config={
-            "method": "eagle3",
-            "model": str(drafter),
-            "num_speculative_tokens": n,
-        },
-        max_model_len=recipe.bench_max_model_len,
-        dtype=recipe.dtype,
-        gpu_memory_utilization=recipe.bench_vllm_share,
-        extra_args=serving_flags(recipe),
-    )
-
-
 def production_server(recipe: Recipe, drafter: Path) -> ServerSpec:
     """The published production command, with this run's drafter."""
     tools = (

@@ -52,7 +52,14 @@ class ServerPool:
         try:
             yield server.wait_ready(self._start_timeout_s, say=self._say)
         finally:
-            self.stop(spec.name)
+            if not keep:
+                self.stop(spec.name)
+
+    def check(self, name: str) -> None:
+        """Raises ServerError, with the cause from its log, if a started server has ended."""
+        server = self._running.get(name)
+        if server is not None:
+            server.check()
 
     def start_all(self, specs: list[ServerSpec]) -> None:
         """Start servers side by side and return when every one of them is ready."""

@@ -13,9 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.acceptance import measure
 from recipes import upstream
-from recipes.bench_stage import bench, bench_prompts
+from recipes.bench_stage import answer_once, bench, bench_prompts
 from recipes.config import Recipe
 from recipes.process import StageError
 from recipes.responses import Responses, count_lines, drop_torn_tail
@@ -225,16 +224,9 @@ def serve(ctx: Context) -> None:
         write_atomically(script, f"#!/bin/sh\nexec {shlex.join(command(spec))}\n")
         script.chmod(0o755)
         with ctx.servers.lease(spec) as server:
-            answer = measure(
-                server.base_url,
-                server.model,
-                bench_prompts(recipe)[:1],
-                arm="serve",
-                n=recipe.num_speculative_tokens,
-                temperature=0.0,
-                max_tokens=min(64, recipe.bench_max_tokens),
-            )[0]
-        work.finish(answer=answer.answers[0].text, script=str(script))
+            max_tokens = min(64, recipe.bench_max_tokens)
+            answer = answer_once(server, bench_prompts(recipe)[0], max_tokens)
+        work.finish(answer=answer.text, script=str(script))
     ctx.display.line(f"serve with: {script}")
 
 

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from recipes import stages
-from recipes.bench_stage import Arm, bench, bench_arms
+from recipes.bench_stage import NO_SPECULATION, bench, one_arm
 from recipes.config import Recipe
 from recipes.miniature import report
 from recipes.process import StageError
 from recipes.run_folder import RunFolder, write_atomically
-from recipes.server_specs import drafting_server
 from recipes.stage import Context, stage, trained_drafter
 from recipes.upstream import newest_drafter
 from recipes.vllm_server import ServerSpec, warm_pool
@@ -198,12 +197,14 @@ def make_bodies(ctx: Context) -> None:
 
 def _bench(ctx: Context, vanilla: Context) -> None:
     """The recipe's bench of drafter B, and beside it drafter A on both bodies."""
-    drafter_a = trained_drafter(vanilla.run)
     n = ctx.recipe.num_speculative_tokens
+    a = {"method": "eagle3", "model": str(trained_drafter(vanilla.run))}
+    b = {"method": "eagle3", "model": str(trained_drafter(ctx.run))}
     arms = [
-        Arm(report.A_VANILLA, n, drafting_server(vanilla.recipe, drafter_a, n, "a-vanilla")),
-        Arm(report.A_ABLITERATED, n, drafting_server(ctx.recipe, drafter_a, n, "a-abliterated")),
-        *bench_arms(ctx, drafter_name=report.B_ABLITERATED),
+        one_arm(ctx.recipe, report.A_VANILLA, n, a, body=vanilla.recipe.body),
+        one_arm(ctx.recipe, report.A_ABLITERATED, n, a),
+        one_arm(ctx.recipe, NO_SPECULATION, 0),
+        *(one_arm(ctx.recipe, report.B_ABLITERATED, k, b) for k in ctx.recipe.bench_n if k),
     ]
     measured = bench(ctx, arms)
     validation = {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.acceptance import Measurement
+from benchmarks.measurement import Measurement
 from recipes import environment
 from recipes.bench_stage import NO_SPECULATION
 
