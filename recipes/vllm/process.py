@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from recipes.vllm import processes
 from recipes.vllm.errors import ServerError
 from recipes.vllm.spec import HOME
 
@@ -26,6 +27,9 @@ class ServerProcess(Protocol):
 
     def poll(self) -> int | None:
         """The exit code, 128 + n for signal n; None while it runs."""
+
+    def pids(self) -> list[int]:
+        """The server's processes, parents first; [] before it is started and after it has ended."""
 
     def stop(self, grace: float = GRACE_S) -> None:
         """Returns when the server and everything it started are gone."""
@@ -47,6 +51,10 @@ class GuardedProcess:
     def poll(self) -> int | None:
         """See ServerProcess."""
         return self._guard.poll()
+
+    def pids(self) -> list[int]:
+        """See ServerProcess."""
+        return processes.tree(self._guard.pid)[1:]
 
     def stop(self, grace: float = GRACE_S) -> None:
         """See ServerProcess."""
@@ -168,6 +176,12 @@ class WarmPool:
             )
         return None
 
+    def _pids_of(self, request: int) -> list[int]:
+        with self._changed:
+            pid = self._started.get(request)
+            over = pid is None or pid in self._ended
+        return [] if pid is None or over else processes.tree(pid)
+
     def _stop(self, request: int, grace: float) -> None:
         deadline = time.monotonic() + grace + 5
         with self._changed:
@@ -192,6 +206,10 @@ class PooledProcess:
     def poll(self) -> int | None:
         """See ServerProcess."""
         return self._pool._code_of(self._request)
+
+    def pids(self) -> list[int]:
+        """See ServerProcess."""
+        return self._pool._pids_of(self._request)
 
     def stop(self, grace: float = GRACE_S) -> None:
         """See ServerProcess."""

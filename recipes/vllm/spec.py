@@ -185,7 +185,8 @@ def command(spec: ServerSpec, vllm: Installed | None = None) -> list[str]:
 
 def environment(spec: ServerSpec, vllm: Installed) -> dict[str, str]:
     """What the server's environment has beyond this process's."""
-    out = {"VLLM_NO_USAGE_STATS": "1"}
+    # With the second one SIGABRT prints every thread's stack before the process dies (incidents).
+    out = {"VLLM_NO_USAGE_STATS": "1", "PYTHONFAULTHANDLER": "1"}
     if Path(spec.model).is_dir():
         out["HF_HUB_OFFLINE"] = "1"  # nothing to look up; without a network each try costs seconds
     if vllm.cpu:
