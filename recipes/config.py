@@ -7,7 +7,9 @@ settings are written into the run folder, so a run can be read and repeated with
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -55,8 +57,20 @@ class Recipe:
     regenerate_sampling: str = _setting(
         '{"temperature": 0.7, "seed": 0}', "JSON merged into each request, as it will be served"
     )
-    regenerate_concurrency: int = _setting(64, "requests at once")
+    regenerate_system_prompt: str = _setting("", "given to conversations that have none")
+    thinking: bool | None = _setting(
+        None, "enable_thinking in regenerate, bench and serve; none = the chat template's own way"
+    )
+    regenerate_concurrency: int = _setting(64, "requests at once, over all endpoints")
+    regenerate_connect_timeout: float = _setting(10.0, "seconds to wait for a connection")
+    regenerate_read_timeout: float = _setting(900.0, "seconds to wait for one whole answer")
+    regenerate_server_wait: float = _setting(
+        900.0, "seconds that no endpoint may answer before regenerate stops"
+    )
     regenerate_error_share: float = _setting(0.02, "largest tolerated share of failed prompts")
+    prepare_drop_share: float = _setting(
+        0.02, "largest tolerated share of answers that prepare drops; minimum_valid_tokens not"
+    )
     seq_len: int = _setting(4096, "packed tokens a training step")
     minimum_valid_tokens: int | None = _setting(None, "drop rows with fewer trainable tokens")
 
@@ -97,13 +111,17 @@ class Recipe:
     # vLLM
     dtype: str = _setting("auto", "vLLM's --dtype")
     train_vllm_share: float = _setting(0.5, "GPU memory share of vLLM while the trainer runs too")
-    train_max_model_len: int = _setting(4097, "vLLM's context while training: seq_len + 1")
+    train_max_model_len: int | None = _setting(
+        None, "vLLM's context while training; none = seq_len + 1, which every row fits"
+    )
     bench_vllm_share: float = _setting(0.85, "GPU memory share of vLLM in bench and regenerate")
     bench_max_model_len: int = _setting(8192, "vLLM's context in bench and regenerate")
     serve_vllm_share: float = _setting(0.65, "GPU memory share in production")
     serve_max_model_len: int = _setting(65_536, "context in production, tokens")
-    kv_cache_dtype: str = _setting("fp8", "vLLM's --kv-cache-dtype in bench and serve")
-    prefix_caching: bool = _setting(True, "vLLM's --enable-prefix-caching in bench and serve")
+    kv_cache_dtype: str = _setting("fp8", "vLLM's --kv-cache-dtype in regenerate, bench, serve")
+    prefix_caching: bool = _setting(
+        True, "vLLM's --enable-prefix-caching in regenerate, bench and serve"
+    )
     tool_parser: str = _setting("gemma4", "vLLM's --tool-call-parser in serve; empty = none")
     serve_port: int = _setting(8000, "port of the production server")
     num_speculative_tokens: int = _setting(4, "tokens drafted a step in serve")
@@ -111,9 +129,10 @@ class Recipe:
     start_timeout: float = _setting(1800.0, "seconds a server may take to become ready")
 
     # Endpoints the user already runs (empty: the recipe starts its own)
-    regenerate_endpoint: str = _setting("", "base URL, e.g. http://127.0.0.1:8000")
+    regenerate_endpoint: str = _setting(
+        "", "base URL, e.g. http://127.0.0.1:8000; several, separated by commas, share the work"
+    )
     train_endpoint: str = _setting("", "base URL of an extraction server")
-    train_endpoint_folder: str = _setting("", "the folder that server writes hidden states to")
 
     # Bench
     bench_n: tuple[int, ...] = _setting((0, 1, 2, 3, 4), "drafted tokens a step to compare")
@@ -144,6 +163,12 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    @property
+    def regenerate_endpoints(self) -> tuple[str, ...]:
+        """The endpoints that the user runs, in order, each once."""
+        listed = (part.strip() for part in self.regenerate_endpoint.split(","))
+        return tuple(dict.fromkeys(part for part in listed if part))
+
 
 # What each machine needs different from the published defaults.
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -170,7 +195,6 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "dtype": "float32",
         # bfloat16 is emulated on most CPUs: a step took 1.9 s of it, most of that in the backward.
         "hidden_states_dtype": "float32",
-        "train_max_model_len": 256,
         "bench_max_model_len": 256,
         "serve_max_model_len": 256,
         "kv_cache_dtype": "auto",
@@ -197,8 +221,7 @@ def _parse(name: str, annotation: Any, text: Any) -> Any:
             raise ConfigError(f"{name}={text!r} is not one of {', '.join(map(str, args))}.")
         return text
     if origin is tuple:
-        parts = [p for p in text.split(",") if p != ""] if isinstance(text, str) else list(text)
-        return tuple(_parse(name, args[0], p) for p in parts)
+        return tuple(_parse(name, args[0], part) for part in _parts(name, text))
     if annotation is bool:
         if isinstance(text, bool):
             return text
@@ -213,11 +236,27 @@ def _parse(name: str, annotation: Any, text: Any) -> Any:
         raise ConfigError(f"{name}={text!r} must be a {annotation.__name__}, not a truth value.")
     try:
         value = annotation(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{name}={text!r} is not a valid {annotation.__name__}.") from None
+    if annotation is float and not math.isfinite(value):
+        raise ConfigError(f"{name}={text!r} must be a finite number.")
     if annotation is int and isinstance(text, float) and text != value:
         raise ConfigError(f"{name}={text!r} must be a whole number.")
     return value
+
+
+def _parts(name: str, text: Any) -> list[Any]:
+    """Items of a tuple: a list, a JSON list (for items with commas), or words between commas."""
+    if isinstance(text, list | tuple):
+        return list(text)
+    if not isinstance(text, str):
+        raise ConfigError(f"{name}={text!r} must be a list.")
+    if text.lstrip().startswith("["):
+        try:
+            return list(json.loads(text))
+        except ValueError as e:
+            raise ConfigError(f"{name}={text!r} is not a JSON list: {e}.") from None
+    return [part for part in text.split(",") if part != ""]
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -225,6 +264,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         raw = path.read_text(encoding="utf-8")
     except OSError as e:
         raise ConfigError(f"Cannot read the config file {path}: {e.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"The config file {path} is not UTF-8 text.") from None
     try:
         data = json.loads(raw) if path.suffix == ".json" else tomllib.loads(raw)
     except ValueError as e:
@@ -234,13 +275,23 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"The config file {path} must hold a table of settings.")
     # A run folder's own config.json is accepted as it is.
     settings = data.get("settings", data)
+    if not isinstance(settings, dict):
+        raise ConfigError(f"`settings` in the config file {path} must be a table.")
     return dict(settings)
 
 
 def resolve(
-    preset: str, config_file: Path | None = None, assignments: typing.Sequence[str] = ()
+    preset: str,
+    config_file: Path | None = None,
+    assignments: typing.Sequence[str] = (),
+    saved: typing.Mapping[str, Any] | None = None,
+    saved_origin: typing.Mapping[str, str] | None = None,
 ) -> tuple[Recipe, dict[str, str]]:
     """The settings and, for each changed one, where it came from.
+
+    Args:
+        saved: a run folder's settings, which hold until the file or an assignment changes them.
+        saved_origin: where those came from.
 
     Raises:
         ConfigError: unknown preset, key or value, named with what is allowed.
@@ -253,12 +304,16 @@ def resolve(
 
     def put(name: str, raw: Any, source: str) -> None:
         if name not in hints:
-            near = [k for k in hints if name.split("_")[0] in k]
-            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            near = difflib.get_close_matches(name, hints, n=3)
+            hint = f" Did you mean {', '.join(near)}?" if near else " `settings` lists them all."
             raise ConfigError(f"{source}: there is no setting {name!r}.{hint}")
         values[name] = _parse(name, hints[name], raw)
         origin[name] = source
 
+    for name, raw in (saved or {}).items():
+        put(name, raw, "the run folder")
+    if saved is not None:
+        origin = dict(saved_origin or {})
     if config_file is not None:
         for name, raw in _read_file(config_file).items():
             put(name, raw, str(config_file))
@@ -274,31 +329,85 @@ def resolve(
 
 def _check(r: Recipe) -> None:
     """Values that would fail only hours later, refused now."""
-    for name in ("samples", "seq_len", "epochs", "ttt_steps", "regenerate_concurrency"):
-        if getattr(r, name) < 1:
-            raise ConfigError(f"{name}={getattr(r, name)} must be at least 1.")
-    for name in ("train_vllm_share", "bench_vllm_share", "serve_vllm_share"):
-        if not 0 < getattr(r, name) < 1:
-            raise ConfigError(f"{name}={getattr(r, name)} must lie between 0 and 1.")
-    if not 0 < r.train_share < 1:
+    _check_data(r)
+    _check_numbers(r)
+    if r.draft_start == "" and r.body and r.draft_vocab_size is None and r.body_layers > 10:
         raise ConfigError(
-            f"train_share={r.train_share} must lie between 0 and 1: the rest validates."
+            "draft_start is empty, so draft_vocab_size must be set (e.g. 32000): a fresh drafter "
+            "without it trains the body's whole vocabulary."
         )
-    if not r.bench_n or min(r.bench_n) < 0:
-        raise ConfigError(f"bench_n={r.bench_n} must list numbers of drafted tokens, 0 or more.")
-    if r.checkpoint_every_minutes < 0:
+    if not r.target_layers or min(r.target_layers) < 0 or max(r.target_layers) >= r.body_layers:
         raise ConfigError(
-            f"checkpoint_every_minutes={r.checkpoint_every_minutes} must be 0 (never) or more."
+            f"target_layers={r.target_layers} must name layers from 0 to {r.body_layers - 1} "
+            "(body_layers is the number of the body's layers)."
         )
-    for name in ("checkpoint_every_steps", "checkpoint_keep", "checkpoint_keep_every"):
+    if r.train_max_model_len is not None and r.train_max_model_len <= r.seq_len:
+        raise ConfigError(
+            f"train_max_model_len={r.train_max_model_len} must be above seq_len={r.seq_len}: vLLM "
+            "would refuse the longest rows; leave it out."
+        )
+    if r.regenerate_max_tokens >= r.bench_max_model_len:
+        raise ConfigError(
+            f"regenerate_max_tokens={r.regenerate_max_tokens} must be below "
+            f"bench_max_model_len={r.bench_max_model_len}, vLLM's context in regenerate."
+        )
+    for name in ("prompts", "bench_prompts"):
         value = getattr(r, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}={value} must be at least 1.")
-    if r.lr <= 0:
-        raise ConfigError(f"lr={r.lr} must be positive.")
+        if value.endswith((".jsonl", ".json")) and not Path(value).is_file():
+            raise ConfigError(f"{name}={value} does not exist.")
     try:
         sampling = json.loads(r.regenerate_sampling)
     except ValueError:
         sampling = None
     if not isinstance(sampling, dict):
         raise ConfigError(f"regenerate_sampling={r.regenerate_sampling!r} must be a JSON object.")
+
+
+# setting -> the smallest value that makes sense; None (not set) is left alone.
+_AT_LEAST = {
+    "samples": 1, "seq_len": 16, "epochs": 1, "ttt_steps": 1, "regenerate_concurrency": 1,
+    "regenerate_max_tokens": 1, "bench_max_tokens": 1, "num_speculative_tokens": 1,
+    "draft_vocab_size": 1, "checkpoint_every_minutes": 0, "checkpoint_every_steps": 1,
+    "checkpoint_keep": 1, "checkpoint_keep_every": 1, "num_workers": 0, "max_retries": 0,
+    "regenerate_error_share": 0, "serve_port": 0, "minimum_valid_tokens": 0, "bench_blocks": 1,
+    "bench_prompts_each": 1, "body_layers": 1,
+}  # fmt: skip
+
+
+def _check_numbers(r: Recipe) -> None:
+    for name, least in _AT_LEAST.items():
+        value = getattr(r, name)
+        if value is not None and value < least:
+            raise ConfigError(f"{name}={value} must be at least {least}.")
+    for name in ("train_vllm_share", "bench_vllm_share", "serve_vllm_share", "train_share"):
+        if not 0 < getattr(r, name) < 1:
+            raise ConfigError(f"{name}={getattr(r, name)} must lie between 0 and 1.")
+    for name in ("lr", "request_timeout", "start_timeout"):
+        if getattr(r, name) <= 0:
+            raise ConfigError(f"{name}={getattr(r, name)} must be positive.")
+    if r.serve_port > 65_535:
+        raise ConfigError(f"serve_port={r.serve_port} is not a port: 0 (pick a free one) to 65535.")
+    if not r.bench_n or min(r.bench_n) < 0:
+        raise ConfigError(f"bench_n={r.bench_n} must list numbers of drafted tokens, 0 or more.")
+    if not r.bench_concurrency or min(r.bench_concurrency) < 1:
+        raise ConfigError(f"bench_concurrency={r.bench_concurrency} must list numbers from 1.")
+    if not r.bench_temperatures or min(r.bench_temperatures) < 0:
+        raise ConfigError(
+            f"bench_temperatures={r.bench_temperatures} must list temperatures, 0 or more."
+        )
+
+
+def _check_data(r: Recipe) -> None:
+    for name in ("regenerate_error_share", "prepare_drop_share"):
+        if not 0 <= getattr(r, name) <= 1:
+            raise ConfigError(f"{name}={getattr(r, name)} must lie between 0 and 1.")
+    for name in ("regenerate_connect_timeout", "regenerate_read_timeout"):
+        if not getattr(r, name) > 0:
+            raise ConfigError(f"{name}={getattr(r, name)} must be more than 0 seconds.")
+    if not r.regenerate_server_wait >= 0:
+        raise ConfigError(f"regenerate_server_wait={r.regenerate_server_wait} must be 0 or more.")
+    if r.thinking is not None and "chat_template_kwargs" in r.regenerate_sampling:
+        raise ConfigError(
+            f"thinking={r.thinking} and chat_template_kwargs in regenerate_sampling say the same "
+            "thing twice: leave one of them out."
+        )

@@ -10,7 +10,6 @@ before wrote, and continues where it stopped. `all` runs what is missing.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -18,7 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -62,8 +61,9 @@ def _clear_errors() -> Iterator[None]:
     def terminate(signum: int, _frame: object) -> None:
         raise SystemExit(128 + signum)
 
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, terminate)
+    # Under nohup SIGHUP is ignored, and stays so.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, terminate) for number in numbers}
     try:
         yield
     except (ConfigError, UpstreamError) as e:
@@ -75,39 +75,40 @@ def _clear_errors() -> Iterator[None]:
     except (ServerError, BenchError) as e:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(1) from None
+    except OSError as e:
+        print(f"error: {e.strerror or e}: {e.filename or 'no file named'}", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
-        for signum in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(signum, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _resolve(
     run_dir: Path | None, preset: str | None, config: Path | None, assignments: list[str] | None
 ) -> tuple[Recipe, dict[str, str], RunFolder, str]:
-    """Settings and folder of this call; without --preset a run folder's own settings hold."""
-    recorded = run_dir / "config.json" if run_dir is not None else None
-    if preset is None and recorded is not None and recorded.exists():
-        saved = json.loads(recorded.read_text("utf-8"))
-        preset = str(saved["preset"])
-        recipe, origin = resolve(preset, recorded, [])
-        origin = {**saved["origin"]}
-        if config is not None or assignments:
-            merged = [f"{name}={_as_text(value)}" for name, value in saved["settings"].items()]
-            recipe, changed = resolve(preset, config, [*merged, *(assignments or [])])
-            explicit = {a.partition("=")[0].strip() for a in assignments or []}
-            origin.update({k: v for k, v in changed.items() if k in explicit})
-    else:
+    """Settings and folder of this call: a run folder's own settings hold until they are changed.
+
+    Raises:
+        ConfigError: a setting that cannot be used, or a folder that holds another preset's run.
+    """
+    run = RunFolder((run_dir or Path("runs") / (preset or "miniature")).absolute())
+    saved = run.saved()
+    if saved is None:
         preset = preset or "miniature"
         recipe, origin = resolve(preset, config, assignments or [])
-    return recipe, origin, RunFolder((run_dir or Path("runs") / preset).absolute()), preset
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return "none" if value is None else str(value)
+        return recipe, origin, run, preset
+    if preset not in (None, saved["preset"]):
+        raise ConfigError(
+            f"{run.root} holds a run of preset {saved['preset']}; give another --run-dir for "
+            f"{preset}, or leave --preset out to go on with that run."
+        )
+    recipe, origin = resolve(
+        saved["preset"], config, assignments or [], saved["settings"], saved["origin"]
+    )
+    return recipe, origin, run, saved["preset"]
 
 
 def _run(
@@ -123,11 +124,11 @@ def _run(
 
     with _clear_errors():
         recipe, origin, run, preset = _resolve(run_dir, preset, config, assignments)
-        run.write_config(preset, recipe.to_json(), origin)
         display = Display()
-        pool = ServerPool(run.root / "logs", display.note, recipe.start_timeout)
+        pool = ServerPool(run.root / "logs", display.note, recipe.start_timeout, run.record_server)
         try:
-            with pool:
+            with run.locked(), pool:
+                run.write_config(preset, recipe.to_json(), origin)
                 ctx = Context(recipe, run, display, pool)
                 if preset == "miniature":
                     from recipes.miniature import pipeline
@@ -197,16 +198,18 @@ def plan(
     """What each stage would run and cost. Starts nothing, needs neither vLLM nor a GPU."""
     with _clear_errors():
         recipe, _, folder, name = _resolve(run_dir, preset, config, set_)
-        if name == "miniature":
-            from recipes.miniature import pipeline
-
-            recipe = pipeline.with_bodies(recipe, folder, planning=True)
         print(f"preset: {name}")
         for package, version in planning.versions().items():
             print(f"{package}: {version}")
         for line in planning.notes(recipe, folder.root, name):
             print(line)
-        for line in planning.render(planning.make_plan(recipe, folder, name)):
+        if name == "miniature":
+            from recipes.miniature import pipeline
+
+            steps = pipeline.plan(recipe, folder)
+        else:
+            steps = planning.make_plan(recipe, folder, name)
+        for line in planning.render(steps):
             print(line)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from recipes import upstream
+from recipes import plan_costs, upstream
 from recipes.bench_stage import bench_arms
 from recipes.config import Recipe
+from recipes.process import with_environment
 from recipes.run_folder import RunFolder
 from recipes.server_specs import (
     extraction_server,
@@ -23,21 +24,7 @@ from recipes.server_specs import (
 )
 from recipes.vllm_server import Installed, ServerSpec, command
 
-GIB = 2**30
 PLACE = "http://127.0.0.1:PORT"  # known once the server has picked one
-
-# The published run: 50,000 answers in about 24 h; 11,400 steps of 4096 tokens in 11 h; one GB10.
-PUBLISHED_TOKENS_A_SAMPLE = 11_400 * 4096 / 50_000
-PUBLISHED_ANSWERS_PER_HOUR = 50_000 / 24
-PUBLISHED_STEPS_PER_HOUR = 11_400 / 11
-# Gemma 4 26B-A4B: hidden size 2816 in bf16; the drafter's file and upstream's checkpoint of it.
-HIDDEN_BYTES = 2816 * 2
-DRAFTER_BYTES = 1_855_768_160
-CHECKPOINT_BYTES = 2_250_000_000
-BODY_FP8_BYTES = 27e9
-# Measured on an H100 80GB with upstream 0.9.0, 4096 packed tokens, ttt_steps 3, eager loss.
-H100_STEP_S = 0.103
-TRAINER_BYTES = 8.8 * GIB
 
 
 @dataclass(frozen=True)
@@ -67,8 +54,6 @@ def versions() -> dict[str, str]:
 def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
     """The stages in order, as the preset's machine would run them."""
     real = preset != "miniature"
-    tokens = PUBLISHED_TOKENS_A_SAMPLE * recipe.samples
-    steps = int(tokens * recipe.train_share / recipe.seq_len) * recipe.epochs
     data = run.stage_dir("prepare") / "dataset"
     checkpoints = run.stage_dir("train") / "checkpoints"
     drafter = checkpoints / str(recipe.epochs - 1)
@@ -85,7 +70,7 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
             recipe,
             data=data,
             output=checkpoints,
-            logs=run.root / "logs",
+            logs=run.stage_dir("train") / "logs",
             endpoint=endpoint,
             accelerator=real or upstream.has_accelerator(),
         )
@@ -105,18 +90,21 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
         StagePlan(
             "regenerate",
             (
-                server(plain, recipe.regenerate_endpoint),
+                *(server(plain, url) for url in recipe.regenerate_endpoints or ("",)),
                 (
                     "upstream",
-                    upstream.regenerate(
-                        recipe,
-                        endpoint=recipe.regenerate_endpoint or PLACE,
-                        outfile=run.stage_dir("regenerate") / "responses.jsonl",
-                        limit=recipe.samples,
+                    with_environment(
+                        upstream.regenerate(
+                            recipe,
+                            endpoints=recipe.regenerate_endpoints or (PLACE,),
+                            outfile=run.stage_dir("regenerate") / "responses.jsonl",
+                            limit=recipe.samples,
+                        ),
+                        upstream.regenerate_environment(recipe),
                     ),
                 ),
             ),
-            tuple(_regenerate_costs(recipe, preset, tokens)) if real else (),
+            tuple(plan_costs.regenerate(recipe, preset)) if real else (),
         ),
         StagePlan(
             "prepare",
@@ -130,14 +118,12 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
                     ),
                 ),
             ),
-            (f"disk: about {tokens * 9 / 1e9:.1f} GB (8 bytes of token id and 1 of mask a token)",)
-            if real
-            else (),
+            tuple(plan_costs.prepare(recipe)) if real else (),
         ),
         StagePlan(
             "train",
             tuple(train_commands),
-            tuple(_train_costs(recipe, preset, steps, tokens)) if real else (),
+            tuple(plan_costs.train(recipe, preset)) if real else (),
         ),
         StagePlan(
             "bench",
@@ -153,55 +139,8 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
     ]
 
 
-def _regenerate_costs(recipe: Recipe, preset: str, tokens: float) -> Iterator[str]:
-    yield f"disk: about {tokens * 14 / 1e9:.1f} GB of JSON lines (ids, mask and text)"
-    if preset == "dgx-spark":
-        yield (
-            f"time: about {recipe.samples / PUBLISHED_ANSWERS_PER_HOUR:.0f} h "
-            "(the published run: 50,000 answers in about 24 h)"
-        )
-    else:
-        yield "time: not measured on this machine; the rate is shown while it runs"
-
-
-def _train_costs(recipe: Recipe, preset: str, steps: int, tokens: float) -> Iterator[str]:
-    yield (
-        f"steps: about {steps} of {recipe.seq_len} packed tokens "
-        f"(at {PUBLISHED_TOKENS_A_SAMPLE:.0f} tokens a conversation, as published)"
-    )
-    if preset == "dgx-spark":
-        hours = steps * recipe.seq_len / 4096 / PUBLISHED_STEPS_PER_HOUR
-        yield f"time: about {hours:.0f} h (the published run: 11,400 steps in 11 h)"
-    else:
-        hours = steps * recipe.seq_len / 4096 * H100_STEP_S / 3600
-        yield (
-            f"time: at least {hours:.1f} h of training steps ({H100_STEP_S} s for 4096 tokens on "
-            "an H100 80GB); what extraction adds is not measured"
-        )
-    memory = 121e9 if preset == "dgx-spark" else 80e9
-    vllm = memory * recipe.train_vllm_share
-    yield (
-        f"memory: vLLM {vllm / 1e9:.0f} GB of {memory / 1e9:.0f} GB "
-        f"(train_vllm_share={recipe.train_vllm_share}; the body's weights take about "
-        f"{BODY_FP8_BYTES / 1e9:.0f} GB of it), trainer about {TRAINER_BYTES / 1e9:.1f} GB "
-        "(measured: 4096 tokens, ttt_steps 3)"
-    )
-    token_bytes = HIDDEN_BYTES * (len(recipe.target_layers) + 1)
-    if recipe.hidden_states == "offline":
-        yield f"disk: {tokens * token_bytes / 1e12:.1f} TB of hidden states"
-    else:
-        yield (
-            f"disk: hidden states pass through at {token_bytes / 1000:.1f} kB a token and are "
-            "deleted once read; a request that times out can leave its file behind"
-        )
-    yield (
-        f"disk: {CHECKPOINT_BYTES * recipe.epochs / 1e9:.1f} GB of checkpoints, "
-        f"{DRAFTER_BYTES / 1e9:.1f} GB the drafter"
-    )
-
-
 def render(plan: list[StagePlan]) -> Iterator[str]:
-    """The plan as text; every command can be copied into a shell."""
+    """The plan as text; a server's port is known, and put for PORT, once it runs."""
     for stage in plan:
         yield f"\n{stage.name}"
         for kind, argv in stage.commands:
@@ -221,6 +160,10 @@ def notes(recipe: Recipe, run_dir: Path, preset: str) -> Iterator[str]:
         yield (
             "draft vocabulary: the started drafter's own; --draft-vocab-size is not passed, since "
             "upstream would lay a new mapping over the old output head"
+        )
+        yield (
+            "precision: the started drafter is trained in float32 (patch full_precision_finetune); "
+            "the published run kept bfloat16, in which steps of this size round to nothing"
         )
     yield "--trust-remote-code: not passed (vLLM and transformers know Gemma 4)"
     yield f"run folder: {run_dir}"

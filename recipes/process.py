@@ -55,10 +55,14 @@ def run_command(
         KeyboardInterrupt: after an interrupted command has ended.
     """
     log = run.log(stage)
+    shown = with_environment(argv, env)
     start = time.monotonic()
     if warm is not None:
-        code = _run_forked(warm, argv, log, watch, grace_s)
-        run.record_command(stage, argv, code, time.monotonic() - start)
+        code = 130  # of an interrupted one
+        try:
+            code = _run_forked(warm, argv, log, env, watch, grace_s)
+        finally:
+            run.record_command(stage, shown, code, time.monotonic() - start)
         return _check(stage, code, log)
     with log.open("ab") as out:
         # Its own session: a terminal's Ctrl+C reaches the command through us, and only once.
@@ -77,10 +81,15 @@ def run_command(
                 time.sleep(0.3)
         except BaseException:
             _stop(process, grace_s)
-            run.record_command(stage, argv, process.returncode, time.monotonic() - start)
+            run.record_command(stage, shown, process.returncode, time.monotonic() - start)
             raise
-    run.record_command(stage, argv, process.returncode, time.monotonic() - start)
+    run.record_command(stage, shown, process.returncode, time.monotonic() - start)
     return _check(stage, process.returncode, log)
+
+
+def with_environment(argv: list[str], env: Mapping[str, str] | None) -> list[str]:
+    """`argv` as a command that sets `env` by itself and can be copied into a shell."""
+    return ["env", *(f"{name}={value}" for name, value in env.items()), *argv] if env else argv
 
 
 def _check(stage: str, returncode: int, log: Path) -> None:
@@ -95,13 +104,16 @@ def _run_forked(
     pool: WarmPool,
     argv: list[str],
     log: Path,
+    env: Mapping[str, str] | None,
     watch: Callable[[], None] | None,
     grace_s: float,
 ) -> int:
     """As Popen and wait, in a fork of the pool; its exit code."""
     module, args = argv[argv.index("--module") + 1], argv[argv.index("--") + 1 :]
     cores = len(os.sched_getaffinity(0))
-    process = pool.start(args, {"PYTHONUNBUFFERED": "1"}, log.absolute(), cores, module)
+    process = pool.start(
+        args, {"PYTHONUNBUFFERED": "1", **(env or {})}, log.absolute(), cores, module
+    )
     try:
         while (code := process.poll()) is None:
             if watch is not None:

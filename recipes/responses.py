@@ -13,25 +13,6 @@ from pathlib import Path
 from typing import Any
 
 
-def drop_torn_tail(path: Path) -> None:
-    """Cut a killed writer's last line, to which upstream would glue its next one."""
-    if not path.exists():
-        return
-    with path.open("rb+") as f:
-        end = f.seek(0, 2)
-        keep = end
-        while keep > 0:
-            start = max(0, keep - (1 << 16))
-            f.seek(start)
-            newline = f.read(keep - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            keep = start
-        if keep != end:
-            f.truncate(keep)
-
-
 @dataclass
 class Responses:
     """What a responses file holds so far; `read_on` takes in what was appended since.

@@ -6,14 +6,18 @@ now. Work made from something else is set aside under another name, never delete
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from recipes.config import ConfigError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -24,7 +28,32 @@ def write_atomically(path: Path, text: str) -> None:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())
-    staging.replace(path)
+    rename_durably(staging, path)
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename, and wait until the disk knows. A file replaces a file; a folder needs a free name."""
+    source.replace(target)
+    _fsync_folder(target.parent)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Wait until every file and folder under `folder` has reached the disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            _fsync_folder(path)
+        elif path.is_file():
+            with path.open("rb") as f:
+                os.fsync(f.fileno())
+    _fsync_folder(folder)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def digest(value: Any) -> str:
@@ -66,18 +95,61 @@ class RunFolder:
         record = {"preset": preset, "settings": dict(settings), "origin": dict(origin)}
         write_atomically(self.root / "config.json", json.dumps(record, indent=2) + "\n")
 
+    def saved(self) -> dict[str, Any] | None:
+        """The recorded `preset`, `settings` and `origin`; None where no run was begun.
+
+        Raises:
+            ConfigError: there is a config.json that is not ours, or damaged.
+        """
+        path = self.root / "config.json"
+        try:
+            data = json.loads(path.read_text("utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError:
+            data = None
+        kinds = {"preset": str, "settings": dict, "origin": dict}
+        if not isinstance(data, dict) or not all(
+            isinstance(data.get(key), kind) for key, kind in kinds.items()
+        ):
+            raise ConfigError(
+                f"{path} does not hold the settings of a run; restore it, or move it away and give "
+                "--preset and --set again."
+            )
+        return data
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Held while stages run, so that two calls never write into one folder.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"another process is running stages in {self.root}; wait for it, or give "
+                    "another --run-dir."
+                ) from None
+            yield
+
+    def record_server(self, name: str, argv: list[str]) -> None:
+        """Append the command line of a server that was started to commands.jsonl."""
+        self._append({"server": name, "argv": argv})
+
     def record_command(self, stage: str, argv: list[str], exit_code: int, seconds: float) -> None:
         """Append one line to commands.jsonl (one write, so lines never interleave)."""
+        row = {"stage": stage, "argv": argv, "exit_code": exit_code, "seconds": round(seconds, 2)}
+        self._append(row)
+
+    def _append(self, row: Mapping[str, Any]) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
-        row = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "stage": stage,
-            "argv": argv,
-            "exit_code": exit_code,
-            "seconds": round(seconds, 2),
-        }
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **row})
         with (self.root / "commands.jsonl").open("a", encoding="utf-8") as f:
-            f.write(json.dumps(row) + "\n")
+            f.write(line + "\n")
 
     def manifest(self, stage: str) -> dict[str, Any]:
         """The stage's manifest; empty if the stage never finished."""
@@ -91,24 +163,37 @@ class RunFolder:
         return bool(self.manifest(stage).get("made_from") == digest(made_from))
 
     def begin(self, stage: str, made_from: Mapping[str, Any]) -> Path:
-        """The stage's folder, holding only work made from `made_from` (finished or not)."""
+        """The stage's folder, holding only work made from `made_from` (finished or not).
+
+        Work that was set aside when a setting changed comes back when the setting does.
+        """
         folder = self.stage_dir(stage)
         mark = folder / "made_from.json"
-        if folder.exists():
-            try:
-                same = json.loads(mark.read_text("utf-8")) == json.loads(
-                    json.dumps(dict(made_from), default=str)
-                )
-            except (OSError, ValueError):
-                same = False
-            if not same:
-                number = 1
-                while (aside := folder.with_name(f"{stage}.superseded-{number}")).exists():
-                    number += 1
-                folder.rename(aside)
+        if folder.exists() and not _is_made_from(folder, made_from):
+            self._set_aside(folder)
+        if not folder.exists():
+            earlier = next(
+                (f for f in self._superseded(stage) if _is_made_from(f, made_from)), None
+            )
+            if earlier is not None:
+                rename_durably(earlier, folder)
+                return folder
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(mark, json.dumps(dict(made_from), indent=2, default=str) + "\n")
         return folder
+
+    def _superseded(self, stage: str) -> list[Path]:
+        found = self.root.glob(f"{stage}.superseded-*")
+        return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+    def _set_aside(self, folder: Path) -> None:
+        if not any(folder.iterdir()):
+            folder.rmdir()  # a kill between mkdir and the mark
+            return
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.superseded-{number}")).exists():
+            number += 1
+        rename_durably(folder, aside)
 
     def finish(
         self, stage: str, made_from: Mapping[str, Any], seconds: float, **results: Any
@@ -124,3 +209,11 @@ class RunFolder:
         write_atomically(
             self.stage_dir(stage) / "manifest.json", json.dumps(record, indent=2) + "\n"
         )
+
+
+def _is_made_from(folder: Path, made_from: Mapping[str, Any]) -> bool:
+    try:
+        found = json.loads((folder / "made_from.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(found == json.loads(json.dumps(dict(made_from), default=str)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from recipes.config import Recipe
+from recipes.config import ConfigError, Recipe
 from recipes.vllm_server import ServerSpec
 
 
@@ -14,8 +14,14 @@ def body_layers(recipe: Recipe) -> int:
     config = Path(recipe.body) / "config.json"
     if not config.is_file():
         return recipe.body_layers
-    data = json.loads(config.read_text("utf-8"))
-    return int(data.get("text_config", data)["num_hidden_layers"])
+    try:
+        data = json.loads(config.read_text("utf-8"))
+        return int(data.get("text_config", data)["num_hidden_layers"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(
+            f"{config} does not say the body's num_hidden_layers, so it is no model's "
+            "configuration; check the setting body."
+        ) from None
 
 
 def plain_server(recipe: Recipe, name: str = "body") -> ServerSpec:
@@ -37,7 +43,7 @@ def extraction_server(recipe: Recipe, folder: Path, name: str = "extraction") ->
         model=recipe.body,
         extraction_layers=(*recipe.target_layers, body_layers(recipe)),
         extraction_folder=folder,
-        max_model_len=recipe.train_max_model_len,
+        max_model_len=recipe.train_max_model_len or recipe.seq_len + 1,
         dtype=recipe.dtype,
         gpu_memory_utilization=recipe.train_vllm_share,
         extra_args=recipe.vllm_extra,
@@ -71,4 +77,7 @@ def serving_flags(recipe: Recipe) -> tuple[str, ...]:
     flags = ["--kv-cache-dtype", recipe.kv_cache_dtype]
     if recipe.prefix_caching:
         flags.append("--enable-prefix-caching")
+    if recipe.thinking is not None:
+        template = {"enable_thinking": recipe.thinking}
+        flags += ["--default-chat-template-kwargs", json.dumps(template)]
     return (*flags, *recipe.vllm_extra)

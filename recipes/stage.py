@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,10 @@ def stage(ctx: Context, name: str, made_from: dict[str, Any]) -> Iterator[Work |
         yield None
         return
     folder = ctx.run.begin(name, made_from)
+    if ctx.run.is_done(name, made_from):
+        ctx.display.line(f"{shown}: done earlier from the same inputs, taken back into use")
+        yield None
+        return
     with ctx.display.activity(shown, ctx.expected.get(shown)) as activity:
         yield Work(ctx, name, made_from, folder, activity, time.monotonic())
 
@@ -61,8 +65,13 @@ class Work:
     def finish(self, **results: Any) -> None:
         self.ctx.run.finish(self.name, self.made_from, time.monotonic() - self.start, **results)
 
-    def command(self, argv: list[str], watch: Callable[[], None] | None = None) -> None:
-        run_command(self.ctx.run, self.name, argv, watch=watch, warm=self.ctx.warm)
+    def command(
+        self,
+        argv: list[str],
+        watch: Callable[[], None] | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        run_command(self.ctx.run, self.name, argv, env=env, watch=watch, warm=self.ctx.warm)
 
 
 def require(run: RunFolder, stage: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ from typing import Any
 from recipes import upstream
 from recipes.bench_stage import answer_once, bench, bench_prompts
 from recipes.config import Recipe
+from recipes.prepare_stage import prepare
 from recipes.process import StageError
-from recipes.responses import Responses, count_lines, drop_torn_tail
+from recipes.regenerate_stage import regenerate
+from recipes.regenerate_stage import server as answering_server
 from recipes.run_folder import RunFolder, file_digest, write_atomically
-from recipes.server_specs import extraction_server, plain_server, production_server
+from recipes.server_specs import extraction_server, production_server
 from recipes.stage import (
     Context,
     body_identity,
@@ -29,91 +30,6 @@ from recipes.stage import (
     trained_drafter,
 )
 from recipes.vllm_server import ServerSpec, command
-
-
-def regenerate(ctx: Context) -> None:
-    """The body answers the prompts itself, so that the drafter learns what the body really says."""
-    upstream.require_entrypoints()
-    recipe = ctx.recipe
-    prompts = Path(recipe.prompts)
-    made_from = {
-        "body": body_identity(recipe.body),
-        "prompts": file_digest(prompts) if prompts.is_file() else recipe.prompts,
-        "samples": recipe.samples,
-        "max_tokens": recipe.regenerate_max_tokens,
-        "sampling": recipe.regenerate_sampling,
-    }
-    with stage(ctx, "regenerate", made_from) as work:
-        if work is None:
-            return
-        outfile = work.folder / "responses.jsonl"
-        errors = work.folder / "responses.errors.jsonl"
-        drop_torn_tail(outfile)
-        errors.unlink(missing_ok=True)  # this attempt's errors decide; the failed are asked again
-        responses = Responses(outfile).read_on()
-        # Upstream's --limit counts the rows still to do, not the ones that --resume skips.
-        missing = recipe.samples - len(responses.conversations)
-
-        def show() -> None:
-            answered = len(responses.read_on().conversations)
-            work.activity.update(
-                f"{answered} of {recipe.samples} prompts answered", answered / recipe.samples
-            )
-
-        if missing > 0:
-            (spec,) = servers_of(ctx, "regenerate")
-            with ctx.servers.lease(spec, recipe.regenerate_endpoint) as server:
-                argv = upstream.regenerate(
-                    recipe, endpoint=server.base_url, outfile=outfile, limit=missing
-                )
-                work.command(argv, show)
-        results = responses.read_on().summary()
-        failed = count_lines(errors)
-        # Upstream exits 0 even when every request failed: a dead server looks like success.
-        if failed > recipe.regenerate_error_share * max(1, results["answered"] + failed):
-            raise StageError(
-                f"regenerate: {failed} of {results['answered'] + failed} prompts failed, more than "
-                f"regenerate_error_share={recipe.regenerate_error_share}; the reasons are in "
-                f"{errors}. Mend the cause and run regenerate again: the answered ones are kept."
-            )
-        if not results["rows"]:
-            raise StageError(
-                f"regenerate: the body answered nothing; see {ctx.run.log('regenerate')}."
-            )
-        work.finish(failed=failed, output=file_digest(outfile), **results)
-
-
-def prepare(ctx: Context) -> None:
-    """Answers -> packed training rows and token frequencies. Needs no server."""
-    upstream.require_entrypoints()
-    recipe = ctx.recipe
-    source = require(ctx.run, "regenerate")
-    made_from = {
-        "responses": source["output"],
-        "body": body_identity(recipe.body),
-        "seq_len": recipe.seq_len,
-        "minimum_valid_tokens": recipe.minimum_valid_tokens,
-        "seed": recipe.seed,
-    }
-    with stage(ctx, "prepare", made_from) as work:
-        if work is None:
-            return
-        # Upstream takes any .arrow file for a finished data set, so it works in a staging folder.
-        staging, final = work.folder / "dataset.staging", work.folder / "dataset"
-        shutil.rmtree(staging, ignore_errors=True)
-        responses = ctx.run.stage_dir("regenerate") / "responses.jsonl"
-        work.command(upstream.prepare(recipe, responses=responses, output=staging))
-        rows = _dataset_rows(staging)
-        if not (staging / "token_freq.pt").exists():
-            raise StageError(f"prepare: upstream wrote no token frequencies into {staging}.")
-        dropped = int(source["rows"]) - rows
-        if dropped > 0.02 * int(source["rows"]):
-            raise StageError(
-                f"prepare: {dropped} of {source['rows']} rows were dropped; the reasons are in "
-                f"{ctx.run.log('prepare')}."
-            )
-        staging.rename(final)
-        work.finish(rows=rows, dropped=dropped, output=file_digest(final))
 
 
 def train(ctx: Context) -> None:
@@ -141,6 +57,9 @@ def train(ctx: Context) -> None:
                 "hidden_states",
                 "hidden_states_dtype",
                 "train_extra",
+                "body_layers",
+                "dtype",
+                "vllm_extra",
             )
         },
     }
@@ -233,7 +152,7 @@ def serve(ctx: Context) -> None:
 def servers_of(ctx: Context, name: str) -> list[ServerSpec]:
     """The servers that a stage before the bench leases (unless the user runs one)."""
     if name == "regenerate":
-        return [plain_server(ctx.recipe, ctx.label + "body")]
+        return [answering_server(ctx)]
     if name == "train":
         folder = extraction_folder(ctx.run)
         return [extraction_server(ctx.recipe, folder, ctx.label + "extraction")]
@@ -255,12 +174,6 @@ STAGES: dict[str, Callable[[Context], object]] = {
 
 
 # ---- small readings of what upstream wrote ----
-
-
-def _dataset_rows(folder: Path) -> int:
-    from datasets import load_from_disk
-
-    return len(load_from_disk(str(folder)))
 
 
 def _training_progress(log: Path, offset: int) -> tuple[int, int | None]:

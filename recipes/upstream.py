@@ -77,25 +77,42 @@ def has_accelerator() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
 
 
-def regenerate(recipe: Recipe, *, endpoint: str, outfile: Path, limit: int) -> list[str]:
+def regenerate(recipe: Recipe, *, endpoints: Sequence[str], outfile: Path, limit: int) -> list[str]:
     """argv: the body answers `limit` more prompts, appended with token ids and masks to `outfile`.
 
-    Always resumes: upstream skips the conversations already in `outfile`.
+    Always resumes: upstream skips the conversations already in `outfile`. Several endpoints share
+    the work; that, and what `regenerate_environment` sets, is the patch durable_responses'.
     """
+    sampling = json.loads(recipe.regenerate_sampling)
+    if recipe.thinking is not None:
+        sampling["chat_template_kwargs"] = {"enable_thinking": recipe.thinking}
     return _patched(
         "speculators",
         [
             "regenerate-responses",
-            "--endpoint", f"{endpoint}/v1/chat/completions",
+            "--endpoint", ",".join(f"{url}/v1/chat/completions" for url in endpoints),
             "--dataset", recipe.prompts,
             "--limit", str(limit),
             "--concurrency", str(recipe.regenerate_concurrency),
             "--max-tokens", str(recipe.regenerate_max_tokens),
-            "--sampling-params", recipe.regenerate_sampling,
+            "--sampling-params", json.dumps(sampling),
             "--outfile", str(outfile),
             "--resume",
         ],
     )  # fmt: skip
+
+
+def regenerate_environment(recipe: Recipe) -> dict[str, str]:
+    """What the patch durable_responses reads from the environment."""
+    prefix = "SPECULATORS_PATCHES_"
+    settings = {
+        "ERROR_SHARE": recipe.regenerate_error_share,
+        "CONNECT_TIMEOUT_S": recipe.regenerate_connect_timeout,
+        "READ_TIMEOUT_S": recipe.regenerate_read_timeout,
+        "SERVER_WAIT_S": recipe.regenerate_server_wait,
+        "SYSTEM_PROMPT": recipe.regenerate_system_prompt,
+    }
+    return {prefix + name: str(value) for name, value in settings.items() if value != ""}
 
 
 def prepare(recipe: Recipe, *, responses: Path, output: Path) -> list[str]:

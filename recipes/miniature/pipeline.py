@@ -20,10 +20,12 @@ from recipes import stages
 from recipes.bench_stage import NO_SPECULATION, bench, one_arm
 from recipes.config import Recipe
 from recipes.miniature import report
+from recipes.plan import StagePlan, make_plan
 from recipes.process import StageError
 from recipes.run_folder import RunFolder, write_atomically
 from recipes.stage import Context, stage, trained_drafter
-from recipes.upstream import newest_drafter
+from recipes.upstream import has_accelerator, newest_drafter
+from recipes.vllm.spec import require_installed
 from recipes.vllm_server import ServerSpec, warm_pool
 
 # Held-out prompts of each kind in the bench.
@@ -100,6 +102,7 @@ def run(ctx: Context, names: Sequence[str]) -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     # vLLM and upstream are imported once, while the body trains; servers and commands are forks.
     ctx.warm = warm_pool(ctx.run.root / "logs")
+    require_installed()  # before minutes of training
     make_bodies(ctx)
     vanilla = _vanilla_context(ctx)
 
@@ -118,11 +121,13 @@ def run(ctx: Context, names: Sequence[str]) -> None:
         steps = [*first, *steps, step(lambda: vanilla, "train")]
     steps += [step(main, name) for name in ("train", "bench", "serve") if name in names]
 
+    # Two bodies side by side do not fit on a GPU: there each server starts in its turn.
+    alone = not has_accelerator()
     for number, current in enumerate(steps):
         for ahead in steps[number : number + 1 + LOOKAHEAD]:
             # A bench starts its own servers: nothing else may run while it measures, and `main`
             # cannot be asked before drafter A exists.
-            if ahead.context is not main and not ahead.context().is_finished(ahead.name):
+            if alone and ahead.context is not main and not ahead.context().is_finished(ahead.name):
                 ctx.servers.prestart(*ahead.servers())
         context = current.context()
         if current.name == "bench":
@@ -131,18 +136,40 @@ def run(ctx: Context, names: Sequence[str]) -> None:
             stages.STAGES[current.name](context)
 
 
-def _vanilla_context(ctx: Context) -> Context:
-    folder = ctx.run.stage_dir("bodies")
-    recipe = dataclasses.replace(
-        ctx.recipe,
+def _vanilla_recipe(recipe: Recipe, run: RunFolder) -> Recipe:
+    folder = run.stage_dir("bodies")
+    return dataclasses.replace(
+        recipe,
         **DRAFTER_A,
-        body=str(body_dir(ctx.run, "vanilla")),
+        body=str(body_dir(run, "vanilla")),
         prompts=str(folder / "prompts.train.jsonl"),
         bench_prompts=str(folder / "prompts.heldout.jsonl"),
     )
+
+
+def _vanilla_context(ctx: Context) -> Context:
+    recipe = _vanilla_recipe(ctx.recipe, ctx.run)
     return dataclasses.replace(
         ctx, recipe=recipe, run=RunFolder(ctx.run.root / "vanilla"), label="vanilla/"
     )
+
+
+def plan(recipe: Recipe, run: RunFolder) -> list[StagePlan]:
+    """Every step as `plan` shows it: the bodies, drafter A's stages, then the recipe's own."""
+    bodies = StagePlan("bodies", (), ("a body is trained, then its refusals are projected out",))
+    first = make_plan(_vanilla_recipe(recipe, run), RunFolder(run.root / "vanilla"), "miniature")
+    vanilla = [
+        dataclasses.replace(one, name=f"vanilla/{one.name}")
+        for one in first
+        if one.name in ("regenerate", "prepare", "train")
+    ]
+    own = make_plan(with_bodies(recipe, run, planning=True), run, "miniature")
+    return [
+        dataclasses.replace(
+            one, costs=(*one.costs, f"time: about {EXPECTED_S[one.name]:.0f} s on 2 cores")
+        )
+        for one in (bodies, *vanilla, *own)
+    ]
 
 
 def make_bodies(ctx: Context) -> None:
