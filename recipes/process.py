@@ -126,11 +126,14 @@ def _run_forked(
 
 
 def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """SIGINT, then SIGKILL after `grace_s` or at a second interrupt, to the command's group."""
+    """SIGTERM, then SIGKILL to the group after `grace_s` or at a second interrupt.
+
+    Not SIGINT: what a shell starts with `&`, and its children, ignore that.
+    """
     if process.poll() is not None:
         return
     try:
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, signal.SIGTERM)
         process.wait(grace_s)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         pass

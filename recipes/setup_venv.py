@@ -78,6 +78,15 @@ def install_gpu(python: Path) -> None:
     run(*pip, "--editable", f"{ROOT}[gpu,dev]")
 
 
+def clear(venv: Path, mark: Path) -> None:
+    """Removes what an earlier call of ours made; anything else is left alone."""
+    if venv.exists() and not mark.exists() and not (venv.is_dir() and not any(venv.iterdir())):
+        raise SystemExit(
+            f"error: {venv} was not made by this script; remove it, or name another folder."
+        )
+    shutil.rmtree(venv, ignore_errors=True)
+
+
 def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036  (run by whatever python3 is there)
         raise SystemExit(
@@ -94,8 +103,9 @@ def main() -> None:
     print(
         f"setting up {venv} for a machine {'with' if gpu else 'without'} an NVIDIA GPU", flush=True
     )
-    shutil.rmtree(venv, ignore_errors=True)
+    clear(venv, mark)
     run(sys.executable, "-m", "venv", venv)
+    mark.write_text("begun")  # from here on it is ours to replace
     (install_gpu if gpu else install_cpu)(venv / "bin" / "python")
     mark.write_text(wanted)  # last: an interrupted set-up starts over
 

@@ -69,6 +69,9 @@ def run(
             del words[0]
     program = launcher.Program(module=module, script=script, args=tuple(words))
     chosen = _split(only)
+    # An empty name is how to ask for none.
+    if any(only or ()) and not set(chosen or ()) - set(_split(skip) or ()):
+        launcher.fail("run: --only and --skip leave no patch; leave both out to apply all of them")
     _to_run.append(
         partial(
             launcher.run_patched, program, chosen, _split(skip) or (), _split(allow_drift) or ()

@@ -159,7 +159,7 @@ def test_a_newer_upstream_with_changed_source_is_refused(doctored: Any) -> None:
     code, rows = upstream.status()
     row = rows["cpu_training"]
     assert (code, row["verdict"]) == (1, "refused")
-    assert "Installed: speculators 99.0; tested with 0.8.1, 0.9.0" in row["reason"]
+    assert "Installed: speculators 99.0; tested with 0.7.0.2, 0.8.1, 0.9.0" in row["reason"]
 
 
 def test_run_refuses_before_the_program_starts(doctored: Any, tmp_path: Path) -> None:

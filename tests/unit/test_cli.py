@@ -91,6 +91,8 @@ def test_the_program_s_failure_is_its_own(program: Path, how: str) -> None:
         ((*NO_PATCHES, "--module", "json.no_such_part"), "no module json.no_such_part"),
         (("run", "--only", "nope", "x.py"), "no patch named nope; there are "),
         (("run", "--skip", "nope", "x.py"), "no patch named nope; there are "),
+        (("run", "--only", ",", "x.py"), "--only and --skip leave no patch"),
+        (("run", "--only", "finite_guard", "--skip", "finite_guard", "x.py"), "leave no patch"),
         (("status", "--allow-drift", "nope"), "no patch named nope; there are "),
         (("fingerprint", "json:nope"), "json:nope is not defined"),
     ],

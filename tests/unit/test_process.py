@@ -32,20 +32,22 @@ def test_a_killed_command_reports_its_signal(tmp_path):
 
 
 PARENT = """
+import signal
 import sys
 from pathlib import Path
 from recipes.process import run_command
 from recipes.run_folder import RunFolder
 child = '''
 import signal, sys, time, pathlib
-print("up", flush=True)
-try:
-    time.sleep(60)
-except KeyboardInterrupt:
+def save(*_):
     time.sleep(0.5)
     pathlib.Path(sys.argv[1]).write_text("saved")
-    sys.exit(130)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+print("up", flush=True)
+time.sleep(60)
 '''
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & had it ignored
 try:
     run_command(RunFolder(Path(sys.argv[1])), "train", [sys.executable, "-c", child, sys.argv[2]])
 except KeyboardInterrupt:

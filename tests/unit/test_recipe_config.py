@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.config import PRESETS, ConfigError, Recipe, resolve
+from recipes.server_specs import extraction_server
 
 PUBLISHED = {
     "body": "coolthor/Huihui-gemma-4-26B-A4B-it-abliterated-FP8-Dynamic",
@@ -116,3 +119,33 @@ def test_settings_survive_the_command_line(values):
     for name, value in values.items():
         assert getattr(recipe, name) == value
         assert type(getattr(recipe, name)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("seq_len=4096;train_max_model_len=4096", "must be above seq_len"),
+        ("draft_start=", "draft_vocab_size must be set"),
+        ("regenerate_max_tokens=16384", "must be below bench_max_model_len"),
+        ("target_layers=99", "must name layers from 0 to 29"),
+        ("target_layers=", "must name layers"),
+        ("lr=nan", "must be a finite number"),
+        ("regenerate_error_share=inf", "must be a finite number"),
+        ("num_speculative_tokens=0", "must be at least 1"),
+        ("bench_temperatures=", "must list temperatures"),
+        ("prompts=/nope.jsonl", "does not exist"),
+        ("serve_port=99999", "is not a port"),
+        ("checkpoint_keep=0", "must be at least 1"),
+        ("x=1", "there is no setting 'x'"),
+        ("sample=1", "Did you mean samples"),
+    ],
+)
+def test_what_would_fail_hours_later_is_refused(assignment: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        resolve("dgx-spark", None, assignment.split(";"))
+
+
+def test_longer_rows_get_a_longer_context() -> None:
+    recipe, _ = resolve("h100", None, ["seq_len=8192"])
+    spec = extraction_server(recipe, Path("/states"))
+    assert spec.max_model_len == 8193

@@ -1,0 +1,93 @@
+"""What the stages of a real run cost: each figure with its source, or the words "not measured"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from recipes.config import Recipe
+
+GIB = 2**30
+
+# The published run: 50,000 answers in about 24 h; 11,400 steps of 4096 tokens in 11 h; one GB10.
+PUBLISHED_TOKENS_A_SAMPLE = 11_400 * 4096 / 50_000
+PUBLISHED_ANSWERS_PER_HOUR = 50_000 / 24
+PUBLISHED_STEPS_PER_HOUR = 11_400 / 11
+# Gemma 4 26B-A4B: hidden size 2816 in bf16; the drafter's file and upstream's checkpoint of it.
+HIDDEN_BYTES = 2816 * 2
+DRAFTER_BYTES = 1_855_768_160
+CHECKPOINT_BYTES = 2_250_000_000
+BODY_FP8_BYTES = 27e9
+# Measured on an H100 80GB with upstream 0.9.0, 4096 packed tokens, ttt_steps 3, eager loss.
+H100_STEP_S = 0.103
+TRAINER_BYTES = 8.8 * GIB
+# One exact checkpoint: trained weights and two moments in float32 (benchmarks/checkpoint_stall.py).
+EXACT_CHECKPOINT_BYTES = 1_190_000_000
+
+
+def tokens_of(recipe: Recipe) -> float:
+    """Tokens of all conversations, at the published length."""
+    return PUBLISHED_TOKENS_A_SAMPLE * recipe.samples
+
+
+def steps_of(recipe: Recipe) -> int:
+    """Optimizer steps of all epochs."""
+    return int(tokens_of(recipe) * recipe.train_share / recipe.seq_len) * recipe.epochs
+
+
+def regenerate(recipe: Recipe, preset: str) -> Iterator[str]:
+    yield f"disk: about {tokens_of(recipe) * 14 / 1e9:.1f} GB of JSON lines (ids, mask and text)"
+    if preset == "dgx-spark":
+        yield (
+            f"time: about {recipe.samples / PUBLISHED_ANSWERS_PER_HOUR:.0f} h "
+            "(the published run: 50,000 answers in about 24 h)"
+        )
+    else:
+        yield "time: not measured on this machine; the rate is shown while it runs"
+
+
+def prepare(recipe: Recipe) -> Iterator[str]:
+    size = tokens_of(recipe) * 9 / 1e9
+    yield f"disk: about {size:.1f} GB (8 bytes of token id and 1 of mask a token)"
+
+
+def train(recipe: Recipe, preset: str) -> Iterator[str]:
+    steps = steps_of(recipe)
+    offline = recipe.hidden_states == "offline"
+    yield (
+        f"steps: about {steps} of {recipe.seq_len} packed tokens "
+        f"(at {PUBLISHED_TOKENS_A_SAMPLE:.0f} tokens a conversation, as published)"
+    )
+    if preset == "dgx-spark" and not offline:
+        hours = steps * recipe.seq_len / 4096 / PUBLISHED_STEPS_PER_HOUR
+        yield f"time: about {hours:.0f} h (the published run: 11,400 steps in 11 h)"
+    elif preset == "dgx-spark":
+        yield "time: extraction first, then training; not measured on this machine"
+    else:
+        hours = steps * recipe.seq_len / 4096 * H100_STEP_S / 3600
+        yield (
+            f"time: at least {hours:.1f} h of training steps ({H100_STEP_S} s for 4096 tokens on "
+            "an H100 80GB); what extraction adds is not measured"
+        )
+    memory = 121e9 if preset == "dgx-spark" else 80e9
+    trainer = f"trainer about {TRAINER_BYTES / 1e9:.1f} GB (measured: 4096 tokens, ttt_steps 3)"
+    vllm = (
+        f"vLLM {memory * recipe.train_vllm_share / 1e9:.0f} GB of {memory / 1e9:.0f} GB "
+        f"(train_vllm_share={recipe.train_vllm_share}; the body's weights take about "
+        f"{BODY_FP8_BYTES / 1e9:.0f} GB of it)"
+    )
+    yield f"memory: {vllm}{', then, alone, ' if offline else ', beside it the '}{trainer}"
+    token_bytes = HIDDEN_BYTES * (len(recipe.target_layers) + 1)
+    if offline:
+        yield f"disk: {tokens_of(recipe) * token_bytes / 1e12:.1f} TB of hidden states"
+    else:
+        yield (
+            f"disk: hidden states pass through at {token_bytes / 1000:.1f} kB a token and are "
+            "deleted once read; files of aborted requests are swept"
+        )
+    exact = recipe.checkpoint_keep + 1
+    yield (
+        f"disk: {EXACT_CHECKPOINT_BYTES * exact / 1e9:.1f} GB of exact checkpoints "
+        f"(checkpoint_keep={recipe.checkpoint_keep} and the best), "
+        f"{CHECKPOINT_BYTES * recipe.epochs / 1e9:.1f} GB of epoch folders for vLLM, "
+        f"{DRAFTER_BYTES / 1e9:.1f} GB the started drafter"
+    )
