@@ -28,7 +28,17 @@ def laid_out() -> Callable[[str], Path]:
 
 # Minutes each, and what they show is shown once more by a quicker neighbour (another upstream
 # version, or the engine below the patch). `make nightly` runs them all.
-_NIGHTLY_FILES = {"test_step_checkpoints.py", "test_step_checkpoints_ranks.py"}
+_NIGHTLY_FILES = {"test_step_checkpoints_ranks.py"}
+# Of these files all is nightly but what is named here.
+_NIGHTLY_BUT = {
+    "test_step_checkpoints.py": {
+        "test_resumed_anywhere_it_is_the_same_run[1]",
+        "test_resumed_anywhere_it_is_the_same_run[18]",
+        "test_a_signal_saves_the_step_and_tells_by_its_exit_code[2-3]",
+        "test_a_signal_saves_the_step_and_tells_by_its_exit_code[15-18]",
+        "test_killed_at_random",
+    }
+}
 _NIGHTLY_VERSIONS = {
     "faults": ("0.8.1",),
     "compat/test_apply_revert.py": ("0.5.0", "0.6.0.2", "0.7.0.2", "0.8.1"),
@@ -40,5 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         path = item.path.as_posix()
         versions = [v for part, found in _NIGHTLY_VERSIONS.items() if part in path for v in found]
+        kept = _NIGHTLY_BUT.get(item.path.name)
+        if kept is not None and item.name not in kept:
+            item.add_marker(pytest.mark.nightly)
         if item.path.name in _NIGHTLY_FILES or any(version in item.name for version in versions):
             item.add_marker(pytest.mark.nightly)
