@@ -20,10 +20,10 @@ PATIENCE_S = 300  # only bounds a test that fails
 
 @contextmanager
 def waiting_run(
-    version: str, folder: Path, *patches: str
+    version: str, folder: Path, *patches: str, manner: str = "hang"
 ) -> Iterator[tuple[subprocess.Popen[bytes], SilentServer, Path]]:
     """A run that has sent its first prompt and waits."""
-    server = SilentServer("hang")
+    server = SilentServer(manner)
     log = folder / "log"
     with log.open("wb") as out:
         run = subprocess.Popen(

@@ -1,0 +1,313 @@
+"""A server of hidden states that is gone for a while makes training wait, not lose samples.
+
+Upstream asks a few times and then leaves the sample out: a vLLM that is started again (minutes, for
+a real model) costs one sample after the other, and after 20 in a row the run. What it learns then
+depends on when the server failed.
+
+Here a request that failed because the server could not be reached, did not answer, broke off,
+answered 5xx or wrote no usable file is asked again as soon as the server answers a short request of
+ours and there is room for the file. Signals act at once meanwhile. The weights that come out are
+those of a run without the outage. Bounded by --producer-wait-minutes (default 15; also
+SPECULATORS_PATCHES_PRODUCER_WAIT_MINUTES): then the run stops before its next step, with one
+sentence and exit code 1, and `step_checkpoints` saves it on the way down.
+
+A sample that is itself at fault blocks nothing. One that the server refuses (4xx) is unavailable at
+once. One whose own request fails three times although the server answers others in between is
+unavailable too (SPECULATORS_PATCHES_SAMPLE_TRIES); it is asked by itself from its second time on,
+so that its neighbours are not taken for culprits. Both are named in the log and count as upstream's
+failures do. Hidden states that do not fit the sample or are not finite go upstream's own way.
+
+In upstream's --max-retries terms each request is tried once; the waiting is done here. With several
+ranks keep the time below the process group's timeout (NCCL: 10 minutes unless set).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.specifiers import SpecifierSet
+
+from speculators_patches import stops
+from speculators_patches.registry import Patch, Target
+
+_ASK = "speculators.data_generation.vllm_client:generate_hidden_states"
+_ONCE = "speculators.train.data:ArrowDataset._generate_hidden_states_once"
+_READ = "speculators.train.data:ArrowDataset._get_raw_data"
+_SYNCHRONIZE = "speculators.train.recovery:BatchRecoveryCoordinator.synchronize"
+_RESOLVE = "speculators.train.config.schema:TrainConfig.resolve"
+_MAIN = "speculators.train.cli:main"
+_BOTH = ">=0.8.1,<0.9.1"
+
+PATCH = Patch(
+    name="wait_for_producer",
+    defect="While vLLM is gone, stuck or out of disk, training leaves samples out and, after 20, "
+    "ends.",
+    needed=SpecifierSet(">=0.8.1"),
+    targets=(
+        Target(
+            "speculators.data_generation.vllm_client",
+            "generate_hidden_states",
+            fingerprints={"==0.8.1": "ab0e0fd4ac695f94", "==0.9.0": "8b166d058bea656c"},
+            aliases=("speculators.train.data",),
+        ),
+        Target(
+            "speculators.train.data",
+            "ArrowDataset._generate_hidden_states_once",
+            fingerprints={"==0.8.1": "56d4b012ca0b97c4", "==0.9.0": "be194d45b84609b1"},
+        ),
+        Target(
+            "speculators.train.data",
+            "ArrowDataset._get_raw_data",
+            fingerprints={"==0.8.1": "86fea1bf97ba7ea9", "==0.9.0": "895579f24b1fd49c"},
+        ),
+        Target(
+            "speculators.train.recovery",
+            "BatchRecoveryCoordinator.synchronize",
+            fingerprints={_BOTH: "9616b0ac956dc652"},
+        ),
+        Target(
+            "speculators.train.config.schema",
+            "TrainConfig.resolve",
+            fingerprints={"==0.8.1": "6fc68c6978c44897", "==0.9.0": "01a327c2744f0263"},
+        ),
+        Target(
+            "speculators.train.cli",
+            "main",
+            fingerprints={"==0.8.1": "b340c969fb545e14", "==0.9.0": "00e441188600f50e"},
+        ),
+        # Drops `client` when its set-up fails.
+        Target(
+            "speculators.train.data",
+            "ArrowDataset._setup_client",
+            fingerprints={_BOTH: "58e447e8113a49dd"},
+            observed=True,
+        ),
+        # Catches every Exception, and no BaseException.
+        Target(
+            "speculators.train.recovery",
+            "GenerationRecoveryGuard.run",
+            fingerprints={_BOTH: "f48f9361bc09f91d"},
+            observed=True,
+        ),
+        Target(
+            "speculators.train.recovery",
+            "GenerationRecoveryGuard._record_exhausted",
+            fingerprints={_BOTH: "42aff98a8c287f12"},
+            observed=True,
+        ),
+    ),
+    upstream="no issue found; #969 introduced the circuit breaker",
+    fixed_in=None,
+    remove_when="upstream's data set waits for its server and asks again",
+    proof="tests/faults/test_wait_for_producer.py::test_a_server_that_is_gone_costs_no_sample",
+    tested=("0.8.1", "0.9.0"),
+)
+
+MINUTES = "SPECULATORS_PATCHES_PRODUCER_WAIT_MINUTES"
+TRIES = "SPECULATORS_PATCHES_SAMPLE_TRIES"
+_MARK = "producer gone: "
+
+logger = logging.getLogger("speculators")
+
+_ask: Any = None
+_once: Any = None
+_get_raw_data: Any = None
+_synchronize: Any = None
+_resolve: Any = None
+_main: Any = None
+_handle: str | None = None  # of the last answer in this process
+
+
+class ProducerGone(stops.RunStopped):
+    """No hidden states for too long."""
+
+
+class SampleAtFault(BaseException):
+    """A request fails because of what it asks. Not an `Exception`: no guard asks it once more."""
+
+
+Blame = Literal["away", "struck", "refused", "other"]
+
+
+def ask(*args: Any, **kwargs: Any) -> Any:
+    """Upstream's request, tried once; remembers where the answer is stored."""
+    global _handle
+    _handle = None
+    answer = _ask(*args, **(kwargs | {"max_retries": 0}))
+    _handle = answer[0] if isinstance(answer, tuple) else answer
+    return answer
+
+
+def generate_once(self: Any, *args: Any) -> Any:
+    """Upstream's round trip, repeated until it succeeds or its sample is at fault.
+
+    Raises:
+        Gone: the server is gone for too long.
+        SampleAtFault: see the module's text.
+        Exception: as upstream's, for hidden states that do not fit.
+    """
+    from speculators_patches.producer import Gone
+
+    producer = _producer(self)
+    if producer.gone is not None:
+        raise Gone(producer.gone)
+    tokens = args[-2]["input_ids"].tolist()
+    discard = partial(_discard, self.transfer)
+    limit = stops.setting(TRIES, 3, 1, 10**6)
+    strikes = 0
+    while True:
+        try:
+            if strikes:
+                with producer.alone():
+                    sample = _once(self, *args)
+            else:
+                sample = _once(self, *args)
+        except Exception as error:
+            blame, why = _blame(self, error)
+            if blame == "other":
+                raise
+            if blame == "refused" and producer.problem(tokens[:4], discard) is not None:
+                blame = "away"  # it refuses anything: another program may have its port
+            strikes += blame == "struck" and not producer.has_no_room(tokens, _folder())
+            if blame == "refused" or strikes >= limit:
+                times = "" if blame == "refused" else f" {strikes} times"
+                raise SampleAtFault(f"its own request failed{times}: {why}") from error
+            self.client = None  # set up anew, which also looks who answers there
+            producer.wait(why, tokens, _folder(), discard)
+        else:
+            producer.answered(sample)
+            return sample
+
+
+def _blame(dataset: Any, error: Exception) -> tuple[Blame, str]:
+    """Whose fault a failed round trip is, and a clause that says what happened.
+
+    away: the server could not be asked at all. struck: it was, and failed. refused: it does not
+    like the sample. other: none of these.
+    """
+    import httpx
+    import openai
+    from safetensors import SafetensorError
+
+    why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+    if dataset.client is None:  # not even its model's name could be had
+        return "away", why
+    if isinstance(error, openai.APIStatusError):
+        if error.status_code in (408, 425, 429):
+            return "away", why
+        return ("struck" if error.status_code >= 500 else "refused"), why
+    if isinstance(error, openai.APIConnectionError):
+        unreached = isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout)
+        return ("away" if unreached else "struck"), why
+    missing = str(error).startswith("Failed to load hidden states")
+    if missing or isinstance(error, SafetensorError | OSError):
+        return "struck", f"the file that the server promised cannot be read ({why})"
+    return "other", why
+
+
+def _producer(dataset: Any) -> Any:
+    from speculators_patches.producer import Producer
+
+    found = vars(dataset).get("_producer")
+    if found is None:
+        minutes = stops.setting(MINUTES, 15.0, 0.0, 100_000.0)
+        found = dataset._producer = Producer(dataset.vllm_endpoint, minutes * 60)
+    return found
+
+
+def _folder() -> Path | None:
+    """Where the server stores files, as far as its last answer told."""
+    return Path(_handle).parent if _handle and Path(_handle).is_absolute() else None
+
+
+def _discard(transfer: Any, handle: str) -> None:
+    """Removes what the server stored for a request of ours, once it is written."""
+    from speculators_patches.patches.cached_sample_errors import wait_until_unlocked
+
+    lock = Path(handle + ".lock")
+    wait_until_unlocked(lock)
+    transfer.delete(handle)
+    lock.unlink(missing_ok=True)
+
+
+def get_raw_data(self: Any, index: int) -> Any:
+    """Upstream's sample; an unavailable one, if it is at fault or the server is gone for good."""
+    from speculators.train.recovery import SampleUnavailable
+
+    from speculators_patches.producer import Gone
+
+    try:
+        return _get_raw_data(self, index)
+    except SampleAtFault as fault:
+        row = self._map_to_file_idx(index)
+        return self.generation_recovery._record_exhausted(
+            f"sample {index} (row {row} of the data) is left out",
+            attempt=1, total_attempts=1, error=fault,
+        )  # fmt: skip
+    except Gone as gone:
+        # To the trainer with the batch, also from a worker; `synchronize` stops every rank there.
+        return SampleUnavailable(
+            reason=f"{_MARK}{gone}", counts_as_failure=True, consecutive_failures=1, fatal=True
+        )
+
+
+def synchronize(self: Any) -> None:
+    """Upstream's; what ends the run there is one sentence.
+
+    Raises:
+        ProducerGone: the server was gone for too long, or upstream's circuit breaker tripped.
+    """
+    try:
+        _synchronize(self)
+    except RuntimeError as error:
+        text = str(error)
+        raise ProducerGone(text.partition(_MARK)[2] or text) from error
+
+
+def resolve(cls: Any, argv: list[str] | None = None) -> Any:
+    """Upstream's, without --producer-wait-minutes, which workers find in the environment."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--producer-wait-minutes")
+    try:
+        found, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise SystemExit(f"speculators_patches: {error}") from None
+    if found.producer_wait_minutes is not None:
+        os.environ[MINUTES] = found.producer_wait_minutes
+    config = _resolve(cls, rest)
+    config._argv = [sys.argv[0], *words]
+    return config
+
+
+def main(*args: Any, **kwargs: Any) -> Any:
+    """Upstream's; a stop is one sentence and exit code 1."""
+    return stops.say_and_exit(_main_after_a_look, *args, **kwargs)
+
+
+def _main_after_a_look(*args: Any, **kwargs: Any) -> Any:
+    stops.setting(MINUTES, 15.0, 0.0, 100_000.0)
+    stops.setting(TRIES, 3, 1, 10**6)
+    return _main(*args, **kwargs)
+
+
+def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:
+    """See `registry`."""
+    global _ask, _once, _get_raw_data, _synchronize, _resolve, _main
+    _ask, _once, _get_raw_data = originals[_ASK], originals[_ONCE], originals[_READ]
+    _synchronize, _resolve, _main = originals[_SYNCHRONIZE], originals[_RESOLVE], originals[_MAIN]
+    return {
+        _ASK: ask,
+        _ONCE: generate_once,
+        _READ: get_raw_data,
+        _SYNCHRONIZE: synchronize,
+        _RESOLVE: resolve,
+        _MAIN: main,
+    }

@@ -1,0 +1,130 @@
+"""A producer of hidden states that fails in ways and at moments that a test chooses.
+
+It speaks vLLM's `/health`, `/v1/models` and `/v1/completions` and writes the files that vLLM would
+write. What the real one does when it is killed, stopped, or out of disk is in tests/e2e; here is
+what it can't be made to do on demand: 4xx and 5xx for one prompt, a broken connection for one
+prompt, a promised file that is missing or torn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from tests.faults import tiny
+
+
+def states(prompt: Sequence[int]) -> torch.Tensor:
+    """[tokens, 4, hidden] bf16, a function of the prompt."""
+    random = torch.Generator().manual_seed(sum(prompt))
+    return torch.randn(len(prompt), 4, tiny.HIDDEN, generator=random).to(torch.bfloat16)
+
+
+class ScriptedProducer:
+    """Serves on 127.0.0.1, on one port for its whole life, up or down.
+
+    Attributes:
+        plan: prompt -> what is done with its next requests; the last entry is repeated for ever,
+            nothing or "": an answer. drop, 400, 500, missing, torn.
+        asked: the prompts it got, short ones of a canary included.
+        imposter: something else answers at its address.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.plan: dict[tuple[int, ...], list[str]] = {}
+        self.asked: list[tuple[int, ...]] = []
+        self.imposter = False
+        self._number = itertools.count()
+        self._server: ThreadingHTTPServer | None = None
+        self.port = 0
+        self.up()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def up(self) -> None:
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer._get(self)
+
+            def do_POST(self) -> None:
+                outer._post(self)
+
+            def log_message(self, *args: Any) -> None:
+                """Quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def down(self, then_up_after_s: float | None = None) -> None:
+        """Closes the port: connections are refused."""
+        assert self._server is not None
+        self._server.shutdown()
+        self._server.server_close()
+        if then_up_after_s is not None:
+            threading.Timer(then_up_after_s, self.up).start()
+
+    def _get(self, to: BaseHTTPRequestHandler) -> None:
+        if self.imposter:
+            reply(to, 200, "<html>another program</html>")
+        elif to.path.endswith("/models"):
+            reply(to, 200, json.dumps({"object": "list", "data": [_MODEL]}))
+        else:
+            reply(to, 200, "")
+
+    def _post(self, to: BaseHTTPRequestHandler) -> None:
+        body = json.loads(to.rfile.read(int(to.headers["Content-Length"])))
+        if self.imposter:
+            reply(to, 404, "not here")
+            return
+        prompt = tuple(body["prompt"])
+        self.asked.append(prompt)
+        plan = self.plan.get(prompt, [""])
+        manner = plan.pop(0) if len(plan) > 1 else plan[0]
+        if manner == "drop":
+            to.close_connection = True
+            to.connection.close()
+        elif manner.isdigit():
+            reply(to, int(manner), json.dumps({"error": {"message": f"scripted {manner}"}}))
+        else:
+            reply(to, 200, json.dumps(self._answer(prompt, manner)))
+
+    def _answer(self, prompt: tuple[int, ...], manner: str) -> dict[str, Any]:
+        path = self.folder / f"cmpl-{next(self._number)}.safetensors"
+        if manner != "missing":
+            tokens = torch.tensor(prompt)
+            save_file({"hidden_states": states(prompt), "token_ids": tokens}, path)
+        if manner == "torn":
+            path.write_bytes(path.read_bytes()[:-50])
+        choice = {"index": 0, "text": "", "finish_reason": "length", "logprobs": None}
+        return {
+            "id": "cmpl", "object": "text_completion", "created": 0, "model": "body",
+            "choices": [choice | {"prompt_token_ids": list(prompt)}],
+            "kv_transfer_params": {"hidden_states_path": str(path)},
+        }  # fmt: skip
+
+
+def reply(to: BaseHTTPRequestHandler, status: int, text: str) -> None:
+    data = text.encode()
+    to.send_response(status)
+    to.send_header("Content-Type", "application/json")
+    to.send_header("Content-Length", str(len(data)))
+    to.end_headers()
+    to.wfile.write(data)
+
+
+_MODEL = {"id": "body", "object": "model", "created": 0, "owned_by": "test"}
