@@ -10,6 +10,7 @@ before wrote, and continues where it stopped. `all` runs what is missing.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -211,6 +212,40 @@ def plan(
             steps = planning.make_plan(recipe, folder, name)
         for line in planning.render(steps):
             print(line)
+
+
+@app.command()
+def doctor(
+    run_dir: RunDir = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Will this machine carry the run? Exit code 1 if something would break it."""
+    from recipes import doctor as doctoring
+    from recipes import machine
+
+    with _clear_errors():
+        recipe, _, folder, name = _resolve(run_dir, preset, config, set_)
+        endpoints = (*recipe.regenerate_endpoints, recipe.train_endpoint)
+        found = doctoring.examine(
+            recipe,
+            machine.examine(
+                folder.root,
+                (recipe.body, recipe.draft_start),
+                (recipe.serve_port,),
+                tuple(url for url in endpoints if url),
+            ),
+            folder.root,
+            name,
+        )
+        if as_json:
+            print(json.dumps([f.to_json() for f in found], indent=1))
+        else:
+            for line in doctoring.render(found):
+                print(line)
+        raise SystemExit(int(doctoring.is_broken(found)))
 
 
 @app.command()

@@ -28,8 +28,12 @@ class Judgement:
     reason: str
 
 
-def judge(patch: Patch, allow_drift: Iterable[str] = ()) -> Judgement:
-    """The verdict on `patch` here; a name in `allow_drift` accepts changed source of that patch."""
+def judge(patch: Patch, allow_drift: Iterable[str] = (), *, machine: bool = True) -> Judgement:
+    """The verdict on `patch` here; a name in `allow_drift` accepts changed source of that patch.
+
+    Args:
+        machine: ask the patch whether it is a no-op on this machine, which may import torch.
+    """
     distribution, version = _installed(patch)
     if version is None:
         return Judgement(Verdict.NOT_APPLICABLE, f"{distribution} is not installed")
@@ -39,7 +43,7 @@ def judge(patch: Patch, allow_drift: Iterable[str] = ()) -> Judgement:
             return Judgement(Verdict.NOT_NEEDED, _why_not_needed(patch, distribution, version))
         notes.append(f"{distribution} {version} should not need it, but has the defective source")
 
-    no_op = _no_op_here(patch)
+    no_op = _no_op_here(patch) if machine else None
     if no_op is not None:
         return no_op
 
