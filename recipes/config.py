@@ -93,6 +93,12 @@ class Recipe:
     )
     request_timeout: float = _setting(120.0, "seconds for one extraction request")
     max_retries: int = _setting(3, "retries of one extraction request")
+    producer_wait_minutes: float = _setting(
+        15.0, "how long training waits for a vLLM that failed, before it stops with a checkpoint"
+    )
+    producer_stall_seconds: float = _setting(
+        180.0, "a vLLM that answers nothing for so long while a request waits is started again"
+    )
     hidden_states_dtype: Literal["bfloat16", "float32"] = _setting(
         "bfloat16", "precision of the hidden states and of autocast in training"
     )
@@ -370,7 +376,7 @@ _AT_LEAST = {
     "draft_vocab_size": 1, "checkpoint_every_minutes": 0, "checkpoint_every_steps": 1,
     "checkpoint_keep": 1, "checkpoint_keep_every": 1, "num_workers": 0, "max_retries": 0,
     "regenerate_error_share": 0, "serve_port": 0, "minimum_valid_tokens": 0, "bench_blocks": 1,
-    "bench_prompts_each": 1, "body_layers": 1,
+    "bench_prompts_each": 1, "body_layers": 1, "producer_wait_minutes": 0,
 }  # fmt: skip
 
 
@@ -382,7 +388,7 @@ def _check_numbers(r: Recipe) -> None:
     for name in ("train_vllm_share", "bench_vllm_share", "serve_vllm_share", "train_share"):
         if not 0 < getattr(r, name) < 1:
             raise ConfigError(f"{name}={getattr(r, name)} must lie between 0 and 1.")
-    for name in ("lr", "request_timeout", "start_timeout"):
+    for name in ("lr", "request_timeout", "start_timeout", "producer_stall_seconds"):
         if getattr(r, name) <= 0:
             raise ConfigError(f"{name}={getattr(r, name)} must be positive.")
     if r.serve_port > 65_535:

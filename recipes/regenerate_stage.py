@@ -18,6 +18,7 @@ from recipes.process import StageError
 from recipes.responses import Responses, count_lines
 from recipes.run_folder import file_digest
 from recipes.server_specs import plain_server
+from recipes.servers import watching
 from recipes.stage import Context, Work, body_identity, stage
 from recipes.vllm_server import ServerSpec
 from speculators_patches.responses_file import repair
@@ -96,6 +97,7 @@ def _ask(ctx: Context, work: Work, responses: Responses, missing: int) -> None:
     began = time.monotonic()
 
     def show() -> None:
+        ctx.servers.check_watched()
         answered = len(responses.read_on().conversations)
         new, seconds = answered - before, time.monotonic() - began
         rate = f", {60 * new / seconds:.1f} a minute" if new else ""
@@ -104,9 +106,10 @@ def _ask(ctx: Context, work: Work, responses: Responses, missing: int) -> None:
             f"{answered} of {recipe.samples} prompts answered{rate}", new / max(1, missing)
         )
 
+    watch = watching(recipe, ctx.display.line)
     with ExitStack() as stack:
         urls = [
-            stack.enter_context(ctx.servers.lease(server(ctx), url)).base_url
+            stack.enter_context(ctx.servers.lease(server(ctx), url, watch=watch)).base_url
             for url in recipe.regenerate_endpoints or ("",)
         ]
         # Upstream's --limit counts the rows still to do, not the ones that --resume skips.

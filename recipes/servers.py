@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from recipes.config import Recipe
+from recipes.vllm.progress import Limits
 from recipes.vllm.watch import Watch, Watcher
 from recipes.vllm_server import Endpoint, Server, ServerSpec, attach, command
 
@@ -114,3 +116,22 @@ class ServerPool:
 
     def __exit__(self, *_: object) -> None:
         self.stop(*list(self._running))
+
+
+def watching(recipe: Recipe, say: Callable[[str], None]) -> Watch:
+    """How a stage's server is watched.
+
+    Args:
+        say: gets one sentence for each incident, from another thread.
+    """
+    stall = recipe.producer_stall_seconds
+    return Watch(
+        Limits(
+            quiet_s=min(20.0, stall / 4),
+            stall_s=stall,
+            silent_s=min(60.0, stall),
+            restart_s=recipe.producer_wait_minutes * 60,
+        ),
+        say,
+        request_s=recipe.request_timeout + 60,
+    )

@@ -21,6 +21,7 @@ from recipes.regenerate_stage import regenerate
 from recipes.regenerate_stage import server as answering_server
 from recipes.run_folder import RunFolder, file_digest, write_atomically
 from recipes.server_specs import extraction_server, production_server
+from recipes.servers import watching
 from recipes.stage import (
     Context,
     body_identity,
@@ -75,9 +76,12 @@ def train(ctx: Context) -> None:
         offset = log.stat().st_size if log.exists() else 0
 
         def show() -> None:
+            ctx.servers.check_watched()
             epoch, step = _training_progress(log, offset)
-            if step is not None:
-                work.activity.update(f"epoch {epoch + 1} of {recipe.epochs}, step {step}")
+            where = "" if step is None else f"epoch {epoch + 1} of {recipe.epochs}, step {step}"
+            note = ", ".join(part for part in (where, ctx.servers.status()) if part)
+            if note:
+                work.activity.update(note)
 
         def argv(endpoint: str | None) -> list[str]:
             return upstream.train(
@@ -90,7 +94,8 @@ def train(ctx: Context) -> None:
 
         def lease() -> Any:
             (spec,) = servers_of(ctx, "train")
-            return ctx.servers.lease(spec, recipe.train_endpoint)
+            watch = watching(recipe, ctx.display.line)
+            return ctx.servers.lease(spec, recipe.train_endpoint, watch=watch)
 
         if recipe.hidden_states == "offline":
             cached = data / "hidden_states"
@@ -99,7 +104,8 @@ def train(ctx: Context) -> None:
                     work.command(
                         upstream.extract_offline(
                             recipe, endpoint=server.base_url, data=data, output=cached
-                        )
+                        ),
+                        show,
                     )
             work.command(argv(None), show)
         else:

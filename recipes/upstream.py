@@ -206,6 +206,8 @@ def train(
             "--vllm-endpoint", f"{endpoint}/v1",
             "--request-timeout", str(recipe.request_timeout),
             "--max-retries", str(recipe.max_retries),
+            # Of the patch wait_for_producer.
+            "--producer-wait-minutes", str(recipe.producer_wait_minutes),
         ]  # fmt: skip
     # Of the patch step_checkpoints, which takes them out before upstream parses.
     arguments += [
