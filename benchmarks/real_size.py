@@ -4,7 +4,7 @@ Upstream's own model, optimizers and loss at the real dimensions, or all of them
 number, so that a CPU can run the same program. The verifier is not needed: its head and embedding
 are random, and the hidden states are made so that the next token can be learnt from them.
 
-Dimensions: shared/FACTS of this project; hidden 2816, vocabulary 262,144, draft vocabulary 32,000,
+Dimensions: the body's config and RedHatAI's drafter for it; hidden 2816, vocabulary 262,144, draft vocabulary 32,000,
 16 heads of 256, 8 KV heads, MLP 2112, three layers' hidden states plus the last.
 """
 
@@ -92,7 +92,7 @@ def drafter(size: Size, device: str, *, seed: int = 0, attention: str | None = N
 
 
 def batch(size: Size, model: Any, seed: int) -> dict[str, torch.Tensor]:
-    """One packed batch, as upstream's collate function makes it: `[1, tokens, ...]`, bf16 states.
+    """One packed batch, as upstream's collate function makes it: `[1, tokens, ...]`.
 
     The body's last hidden state is its head's row of the token after the next one, so its logits
     name that token; the layers below are the same, noisier. A walk with a fixed stride over the
@@ -109,11 +109,12 @@ def batch(size: Size, model: Any, seed: int) -> dict[str, torch.Tensor]:
         last = model.verifier_lm_head.weight[following] * size.hidden**0.5
         noise = torch.randn(last.shape, generator=random).to(device)
         layers = torch.cat([last + scale * noise for scale in (1.0, 0.5, 0.1)], dim=-1)
+    states = torch.float32 if device.type == "cpu" else torch.bfloat16
     document_ids = torch.arange(documents).repeat_interleave(length)
     return {
-        "hidden_states": layers.to(torch.bfloat16)[None],
+        "hidden_states": layers.to(states)[None],
         "input_ids": ids[:, :-1].reshape(1, -1).to(device),
-        "verifier_last_hidden_states": last.to(torch.bfloat16)[None],
+        "verifier_last_hidden_states": last.to(states)[None],
         "loss_mask": torch.ones(1, documents * length, dtype=torch.bool, device=device),
         "document_ids": document_ids[None].to(device),
         "position_ids": torch.arange(length).repeat(documents)[None].to(device),
@@ -166,8 +167,9 @@ class Training:
         }
 
     def loss(self, data: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The forward pass under upstream's autocast."""
-        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
+        """The forward pass under upstream's autocast (float32 on a CPU, which emulates bf16)."""
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=kind != "cpu"):
             loss: torch.Tensor = self.model(**data, **self._call)[1]
         return loss
 
