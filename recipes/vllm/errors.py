@@ -42,6 +42,15 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         r"No module named 'vllm|No module named vllm",
         "vLLM is not installed in this environment; install the extra [gpu] or [cpu]",
     ),
+    (
+        # Pydantic's form of a refused setting; its first sentence says which and why.
+        r"Value error, (?P<what>[^\n]+?)(?:\.(?= |\n)| \[type=|\n)",
+        "vLLM refuses its settings: {what}",
+    ),
+    (
+        r"error: (?P<what>argument -[^\n]{1,400})",
+        "vLLM refuses its settings: {what}",
+    ),
     # Nothing we know: the engine's own error, before the one that only says that it failed.
     (
         r"\] (?P<what>\w*(?:Error|Exception): [^\n]*)",
