@@ -19,7 +19,8 @@ from recipes.vllm.leftovers import size
 from recipes.vllm.progress import Snapshot
 
 _DUMP_S = 3.0
-_TAIL_LINES = 120
+_TAIL_LINES = 300
+_NOISE = "Extension modules: "  # a line of all C extensions after each stack
 
 
 def capture(
@@ -60,7 +61,10 @@ def capture(
             f"Its log follows; processes were sent SIGABRT for their stacks, children first: "
             f"{', '.join(map(str, reversed(pids)))}."
         )
-    parts.append(f"the end of {log}:\n{log_tail(log, _TAIL_LINES)}")
+    lines = [
+        line for line in log_tail(log, _TAIL_LINES).splitlines() if not line.startswith(_NOISE)
+    ]
+    parts.append("\n".join([f"the end of {log}:", *lines]))
     path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{name.replace('/', '-')}.txt"
     number = 1
     while path.exists():

@@ -11,6 +11,7 @@ itself suspended, with the machine or by a debugger, must not blame the server f
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -138,7 +139,7 @@ def verdict(seen: Seen, limits: Limits) -> Verdict:
     """The worst that can be said of the server after these snapshots."""
     last = seen.last
     if last is not None and last.code is not None:
-        return Verdict("ended", f"has ended with code {last.code}")
+        return Verdict("ended", _ending(last.code))
     if seen.unhealthy_s >= limits.unhealthy_s:
         return Verdict("unhealthy", f"has called itself unhealthy for {seen.unhealthy_s:.0f} s")
     if seen.errors >= limits.errors:
@@ -150,6 +151,16 @@ def verdict(seen: Seen, limits: Limits) -> Verdict:
             "stuck", f"has made no progress for {seen.stalled_s:.0f} s while a request waits"
         )
     return Verdict("fine")
+
+
+def _ending(code: int) -> str:
+    """An exit code as a clause; 128 + n is signal n."""
+    if code == 128 + signal.SIGKILL:
+        return "was killed (SIGKILL), as Linux does when memory runs out"
+    try:
+        return f"was ended by {signal.Signals(code - 128).name}"
+    except ValueError:
+        return f"has ended with code {code}"
 
 
 def is_canary_due(seen: Seen, limits: Limits) -> bool:

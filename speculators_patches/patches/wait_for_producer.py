@@ -196,7 +196,7 @@ def _blame(dataset: Any, error: Exception) -> tuple[Blame, str]:
     import openai
     from safetensors import SafetensorError
 
-    why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+    why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200].rstrip('. ')}"
     if dataset.client is None:  # not even its model's name could be had
         return "away", why
     if isinstance(error, openai.APIStatusError):

@@ -67,7 +67,8 @@ class Squatter:
 def test_killed_in_the_middle_of_an_epoch_and_its_port_taken_meanwhile(
     place: Place, undisturbed: str
 ) -> None:
-    squatter, said = Squatter(), []
+    squatter = Squatter()
+    said: list[str] = []
 
     def say(sentence: str) -> None:
         said.append(sentence)
@@ -90,7 +91,21 @@ def test_killed_in_the_middle_of_an_epoch_and_its_port_taken_meanwhile(
     assert "gives hidden states again" in run.said()
     assert any("cannot be used for server extraction" in sentence for sentence in said)
     (record,) = (place.folder / "logs-killed-states" / "incidents").iterdir()
-    assert "has ended with code 137" in record.read_text()
+    assert "was killed (SIGKILL)" in record.read_text()
+
+
+@pytest.mark.nightly
+def test_killed_twice_while_two_workers_ask(place: Place, undisturbed: str) -> None:
+    with place.producer(place.folder / "workers-states") as producer:
+        run = place.training("workers", producer.endpoint, "--num-workers", "2")
+        run.start()
+        for restarts in (1, 2):
+            # Workers ask ahead: the first kill hits several requests, the second what is left.
+            producer.wait_for_rows(6, run)
+            os.kill(producer.server.pids()[-1], signal.SIGKILL)
+            producer.wait_for_restarts(restarts, run)
+        assert run.wait() == 0, run.said()[-3000:]
+    assert_same(run, undisturbed)
 
 
 @pytest.mark.nightly

@@ -17,7 +17,7 @@ from recipes.vllm_server import Endpoint, Server, ServerSpec
 from tests.e2e import tiny_body
 
 LIMITS = Limits(poll_s=0.25, quiet_s=2.0, stall_s=10.0, silent_s=12.0, restart_s=120.0)
-ROWS, EPOCHS = 40, 2
+ROWS, EPOCHS = 32, 1
 PATIENCE_S = 240  # only bounds a test that fails
 
 

@@ -105,9 +105,9 @@ def test_a_new_server_s_counters_begin_at_zero_and_that_is_progress() -> None:
 
 
 def test_each_way_to_fail_is_named() -> None:
-    assert judged([fine(0, 1), Snapshot(1, code=137)])[-1] == Verdict(
-        "ended", "has ended with code 137"
-    )
+    for code, what in ((1, "has ended with code 1"), (134, "was ended by SIGABRT")):
+        assert judged([fine(0, 1), Snapshot(1, code=code)])[-1] == Verdict("ended", what)
+    assert "SIGKILL" in judged([fine(0, 1), Snapshot(1, code=137)])[-1].what
     assert judged([fine(0, 1), Snapshot(5), Snapshot(10)])[-1].state == "silent"
     sick = [fine(0, 1), Snapshot(2, status=503), Snapshot(4, status=503)]
     assert judged(sick)[-1].state == "unhealthy"
