@@ -21,7 +21,8 @@ from pathlib import Path
 
 # <request id>.safetensors, its .lock, and the staging files of recipes.cpu_hidden_states. The
 # trainer's own cache is called hs_<row>.safetensors.
-_PRODUCED = re.compile(r"((?:chat)?cmpl-[\w-]+\.safetensors)(?:\.lock|\.\d+\.tmp)?")
+# The last form is what a trainer that was killed while it looked for room leaves.
+_PRODUCED = re.compile(r"((?:chat)?cmpl-[\w-]+\.safetensors)(?:\.lock|\.\d+\.tmp)?|\.room-\d+\.tmp")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def sweep(folder: Path, older_than_s: float) -> int:
     with contextlib.suppress(OSError):
         for path in list(folder.iterdir()):
             match = _PRODUCED.fullmatch(path.name)
-            if match is None or _is_locked(path.with_name(match[1] + ".lock")):
+            if match is None or (match[1] and _is_locked(path.with_name(match[1] + ".lock"))):
                 continue
             with contextlib.suppress(OSError):
                 if path.stat().st_mtime < before:

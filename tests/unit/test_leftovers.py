@@ -17,6 +17,7 @@ OURS = (
     "cmpl-0a1b-0-77.safetensors",
     "chatcmpl-ff.safetensors",
     "cmpl-0a1b-0-77.safetensors.4711.tmp",
+    ".room-4711.tmp",
 )
 OTHERS = (
     "hs_3.safetensors",  # the trainer's cache
