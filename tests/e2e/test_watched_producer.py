@@ -165,14 +165,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Leaves no room; the file that takes it."""
+    """Takes all the room that is left; the file that holds it."""
     ballast = folder / "ballast"
-    with ballast.open("wb", buffering=0) as out:
+    with ballast.open("ab", buffering=0) as out:
         try:
             while True:
                 out.write(b"\0" * 4096)
         except OSError:
             return ballast
+
+
+def fill_until(said: str, folder: Path, run: Training) -> Path:
+    """Again and again: what the trainer has read and removed leaves room for the next sample."""
+    wait_until(lambda: fill(folder) and said in run.said(), run)
+    return fill(folder)
 
 
 @pytest.mark.nightly
@@ -181,8 +187,7 @@ def test_a_full_disk_is_waited_for(place: Place, undisturbed: str, small_disk: P
         run = place.training("full", producer.endpoint)
         run.start()
         producer.wait_for_rows(10, run)
-        ballast = fill(small_disk)
-        wait_until(lambda: WAITS in run.said(), run)
+        ballast = fill_until(WAITS, small_disk, run)
         time.sleep(2)
         ballast.unlink()
         assert run.wait() == 0, run.said()[-3000:]
@@ -197,7 +202,7 @@ def test_a_disk_that_stays_full_ends_the_run_and_the_same_command_goes_on(
         run = place.training("full-for-long", producer.endpoint, "--producer-wait-minutes", "0.1")
         run.start()
         producer.wait_for_rows(10, run)
-        ballast = fill(small_disk)
+        ballast = fill_until(WAITS, small_disk, run)
         assert run.wait() == 1
         sentence = run.said().strip().splitlines()[-1]
         assert sentence.startswith("speculators_patches: training stopped: no hidden states from")

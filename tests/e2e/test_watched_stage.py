@@ -70,4 +70,3 @@ def test_a_killed_server_is_replaced_under_the_train_stage(
     assert "memory" in text
     assert len(list((run.root / "logs" / "incidents").iterdir())) == 1
     assert "is left out" not in run.log("train").read_text()
-    assert recipe.seq_len > tiny_body.ROW
