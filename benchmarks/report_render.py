@@ -34,6 +34,8 @@ def markdown(title: str, parts: Sequence[Section], pictures: Mapping[str, bytes]
             out.append("\n".join(lines))
         if part.picture in pictures:
             out.append(f"![{part.title}]({part.picture})")
+        if part.notes:
+            out.append("\n".join(f"- {_plain(n)}".replace("\n", "  \n  ") for n in part.notes))
         out += [_fenced(c) for c in part.code]
     return "\n\n".join(out) + "\n"
 
@@ -61,9 +63,7 @@ def page(
     body = []
     for part in parts:
         body.append(f"<h2>{html.escape(part.title)}</h2>")
-        for paragraph in part.paragraphs:
-            bad = any(w in paragraph for w in ("REFUSED", "RAW ENDPOINT", "Suspect", "DIFFER"))
-            body.append(f"<p{' class=bad' if bad else ''}>{html.escape(paragraph)}</p>")
+        body += [f"<p{_class(p)}>{html.escape(p)}</p>" for p in part.paragraphs]
         if part.rows:
             head = "".join(f"<th>{html.escape(h)}</th>" for h in part.head)
             rows = "\n".join(
@@ -73,6 +73,9 @@ def page(
         if part.picture in pictures:
             data = base64.b64encode(pictures[part.picture]).decode()
             body.append(f'<img alt="{html.escape(part.title)}" src="data:image/png;base64,{data}">')
+        if part.notes:
+            items = "\n".join(f"<li{_class(n)}>{html.escape(n)}</li>" for n in part.notes)
+            body.append(f"<ul>\n{items}\n</ul>")
         body += [f"<pre>{html.escape(c)}</pre>" for c in part.code]
     embedded = json.dumps(summary, ensure_ascii=False).replace("<", "\\u003c")
     return (
@@ -86,6 +89,11 @@ def page(
         + "\n".join(body)
         + f'\n<script type="application/json" id="summary">{embedded}</script>\n</body></html>\n'
     )
+
+
+def _class(text: str) -> str:
+    bad = ("REFUSED", "RAW ENDPOINT", "Suspect", "DIFFER", "NOT explained")
+    return " class=bad" if any(word in text for word in bad) else ""
 
 
 def _td(cell: Cell) -> str:

@@ -23,13 +23,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, an optional table, and the name of an optional picture."""
+    """A heading with paragraphs, then an optional table, picture (by name), notes and code."""
 
     title: str
     paragraphs: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
     rows: tuple[tuple[Cell, ...], ...] = ()
     picture: str = ""
+    notes: tuple[str, ...] = ()
     code: tuple[str, ...] = field(default=())
 
 
@@ -41,7 +42,7 @@ def sections(results: Results, summary: dict[str, Any]) -> list[Section]:
     found.append(_choices(summary))
     found.append(_break_even(summary))
     found.append(_made_with(results))
-    return [s for s in found if s.paragraphs or s.rows or s.code]
+    return [s for s in found if s.paragraphs or s.rows or s.notes or s.code]
 
 
 def _verdicts(results: Results, summary: dict[str, Any]) -> Section:
@@ -90,11 +91,12 @@ def _speed(summary: dict[str, Any]) -> Section:
             )
     return Section(
         "Speed",
-        ("Ratios are to no speculation, paired by prompt, with 95 % intervals.", *words),
+        ("Ratios are to no speculation, paired by prompt, with 95 % intervals.",),
         ("arm", "workload", "T", "at once", "prompts", "tok/s", "ratio", "low", "high",
          "first token, s", "between tokens, s"),
         tuple(rows),
         "tokens_per_s.png",
+        tuple(words),
     )  # fmt: skip
 
 
@@ -143,10 +145,12 @@ def _pairs(summary: dict[str, Any]) -> Section:
             )  # fmt: skip
     return Section(
         "Drafters compared",
-        tuple(words),
+        ("Difference of unconditional acceptance on the same prompts, with 95 % intervals; the "
+         "notes are for position 0.",) if rows else (),
         ("arms", "n", "workload", "T", "at once", "position", "difference", "low", "high"),
         tuple(rows),
-    )
+        notes=tuple(words),
+    )  # fmt: skip
 
 
 def _lossless(summary: dict[str, Any]) -> Section:
@@ -156,7 +160,7 @@ def _lossless(summary: dict[str, Any]) -> Section:
         for c in summary["cells"]
         if c.get("lossless") or c.get("distribution")
     ]
-    return Section("Does speculation change the answers?", tuple(lines))
+    return Section("Does speculation change the answers?", notes=tuple(lines))
 
 
 def _choices(summary: dict[str, Any]) -> Section:
@@ -170,7 +174,7 @@ def _choices(summary: dict[str, Any]) -> Section:
             )
         if choice["speculative_config"] is not None:
             code.append(choice["flag"])
-    return Section("What to serve with", tuple(lines), code=tuple(dict.fromkeys(code)))
+    return Section("What to serve with", notes=tuple(lines), code=tuple(dict.fromkeys(code)))
 
 
 def _break_even(summary: dict[str, Any]) -> Section:
@@ -182,19 +186,24 @@ def _break_even(summary: dict[str, Any]) -> Section:
                 Cell(cost["arm"]), Cell(str(cost["n"])), Cell(str(cost["concurrency"])),
                 _number(cost["base_s"], f"costs.{k}.base_s", ".5f"),
                 _number(cost["verify_s"], f"costs.{k}.verify_s", ".5f"),
-                _number(cost["draft_s"], f"costs.{k}.draft_s", ".5f"),
+                _number(cost["draft_s"] or None, f"costs.{k}.draft_s", ".5f"),
                 Cell("never") if needed is None else _number(needed, f"costs.{k}.needed", ".3f"),
             )
         )  # fmt: skip
+    sources = ", ".join(dict.fromkeys(c["how"] for c in summary["costs"]))
+    words = (
+        "Speedup = (1 + c + ... + c^n) * plain step / (verify + draft), for a conditional "
+        "acceptance c at every position; the last column is the c at which it is 1.",
+        f"Timed with: {sources}. Where drafting is -, only the whole step could be timed, and it "
+        "stands under verify.",
+    )
     return Section(
         "Break-even on this machine",
-        ("Speedup = (1 + c + ... + c^n) * plain step / (verify + draft), for a conditional "
-         "acceptance c at every position; the last column is the c at which it is 1.",)
-        if rows else (),
+        words if rows else (),
         ("arm", "n", "at once", "plain step, s", "verify, s", "draft, s", "acceptance needed"),
         tuple(rows),
         "break_even.png",
-    )  # fmt: skip
+    )
 
 
 def _made_with(results: Results) -> Section:

@@ -17,5 +17,6 @@ def spoken(results: Results, summary: dict[str, Any]) -> Iterator[str]:
         if section.title in _SHOWN:
             yield f"\n{section.title}"
             yield from section.paragraphs
+            yield from section.notes
             if section.title == "What to serve with":
                 yield from section.code
