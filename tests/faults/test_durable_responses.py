@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.compat import running
 
 VERSIONS = ["0.8.1", "0.9.0"]
 Probe = Callable[[str, str], Any]
@@ -84,3 +87,61 @@ def test_what_is_asked_is_what_was_set(version: str, probe: Probe) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_any_accidents_and_restarts_end_with_every_row_once(version: str, probe: Probe) -> None:
     assert probe("durable_responses", version)["broken"] == []
+
+
+# ---- the recipe's stages on top of it ----
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_stages_killed_anywhere_go_on_where_they_were(version: str, probe: Probe) -> None:
+    found = probe("durable_responses", version)["stages"]
+    assert found["undisturbed"] == [0, ""]
+    assert found["operations"] > 20, "the places to kill at"
+    assert found["broken"] == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_finished_stage_says_so_and_does_nothing(version: str, probe: Probe) -> None:
+    again = probe("durable_responses", version)["stages"]["again"]
+    assert again == {
+        "code": 0,
+        "operations": 0,
+        "said": 2,
+        "same_commands": True,
+        "requests": 0,
+    }
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_too_many_dropped_answers_end_prepare(version: str, probe: Probe) -> None:
+    found = probe("durable_responses", version)["stages"]
+    code, said = found["dropped"]
+    assert code == 1
+    assert "3 of 9 answers were dropped, more than prepare_drop_share=0.02" in said
+    assert found["restored"] == [0, "", 0], "the earlier data set is back, nothing was asked"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_answers_that_somebody_changed_are_not_prepared(version: str, probe: Probe) -> None:
+    code, said = probe("durable_responses", version)["stages"]["spoilt"]
+    assert code == 1
+    assert "is not the file that regenerate finished" in said
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_recorded_command_can_be_run_again(version: str, probe: Probe) -> None:
+    first = probe("durable_responses", version)["stages"]["commands"][0]
+    assert first[0] == "env"
+    assert first[1].startswith("SPECULATORS_PATCHES_ERROR_SHARE=")
+
+
+@pytest.mark.nightly
+def test_many_accidents_and_restarts(laid_out: Callable[[str], Path], tmp_path: Path) -> None:
+    laid_out("0.9.0")
+    done = running.python(
+        "0.9.0", "-m", "tests.faults.probes.durable_responses", tmp_path, env={"EXAMPLES": "60"},
+        timeout=3600,
+    )  # fmt: skip
+    found = running.last_json(done)
+    assert found["broken"] == []
+    assert found["stages"]["broken"] == []

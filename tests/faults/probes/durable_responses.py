@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.faults import stage_kills
 from tests.faults.regenerating import (
     KILLED,
     ChatServer,
@@ -211,6 +212,7 @@ def sequences(folder: Path, server: ChatServer, examples: int) -> list[str]:
         deadline=None,
         database=None,
         derandomize=True,
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
     @given(st.lists(ACCIDENT, min_size=1, max_size=3))
@@ -250,7 +252,7 @@ def sequences(folder: Path, server: ChatServer, examples: int) -> list[str]:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    examples = int(os.environ.get("EXAMPLES", "10"))
+    examples = int(os.environ.get("EXAMPLES", "5"))
     model = tokenizer(folder / "model")
     server = ChatServer(model)
     import speculators_patches
@@ -263,9 +265,13 @@ def main() -> None:
         scenarios = Scenarios(folder, server)
         patched = scenarios.all() | patched_only(folder, server, scenarios)
         broken = sequences(folder, server, examples)
+        # The stages run upstream's commands with every patch.
+        speculators_patches.apply()
+        stages = stage_kills.attack(folder, server, examples // 2)
     finally:
         server.close()
-    print(json.dumps({"unpatched": unpatched, "patched": patched, "broken": broken}))
+    found = {"unpatched": unpatched, "patched": patched, "broken": broken, "stages": stages}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
