@@ -4,8 +4,8 @@ Upstream's own model, optimizers and loss at the real dimensions, or all of them
 number, so that a CPU can run the same program. The verifier is not needed: its head and embedding
 are random, and the hidden states are made so that the next token can be learnt from them.
 
-Dimensions: the body's config and RedHatAI's drafter for it; hidden 2816, vocabulary 262,144, draft vocabulary 32,000,
-16 heads of 256, 8 KV heads, MLP 2112, three layers' hidden states plus the last.
+Dimensions: the body's config and RedHatAI's drafter for it; hidden 2816, vocabulary 262,144, draft
+vocabulary 32,000, 16 heads of 256, 8 KV heads, MLP 2112, three layers' hidden states plus the last.
 """
 
 from __future__ import annotations
