@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from recipes.run_folder import RunFolder
 from recipes.vllm.process import WarmPool
+
+_PR_SET_PDEATHSIG = 1
+# Loaded here: between fork and exec nothing may be.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class StageError(RuntimeError):
@@ -73,6 +79,7 @@ def run_command(
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         try:
             while process.poll() is None:
@@ -85,6 +92,15 @@ def run_command(
             raise
     run.record_command(stage, shown, process.returncode, time.monotonic() - start)
     return _check(stage, process.returncode, log)
+
+
+def _end_with_parent() -> None:
+    """In the command, before it starts: SIGTERM when this process is killed (Linux).
+
+    A command that was left behind would go on writing beside the one that is started next.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def with_environment(argv: list[str], env: Mapping[str, str] | None) -> list[str]:

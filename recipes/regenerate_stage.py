@@ -21,7 +21,7 @@ from recipes.server_specs import plain_server
 from recipes.servers import watching
 from recipes.stage import Context, Work, body_identity, stage
 from recipes.vllm_server import ServerSpec
-from speculators_patches.responses_file import repair
+from speculators_patches.responses_file import Busy, locked, repair
 
 # What the answers depend on, besides the body and the prompts. Where they are asked for, how many
 # at once and how patiently is none of it.
@@ -62,7 +62,11 @@ def regenerate(ctx: Context) -> None:
             return
         outfile = work.folder / "responses.jsonl"
         errors = work.folder / "responses.errors.jsonl"
-        found = repair(outfile)
+        try:
+            with locked(outfile):
+                found = repair(outfile)
+        except Busy as error:
+            raise StageError(f"regenerate: {error}.") from None
         if found.changed:
             ctx.display.line(f"regenerate: repaired {outfile}: {found}; they are asked again")
         errors.unlink(missing_ok=True)  # this attempt's errors decide; the failed are asked again

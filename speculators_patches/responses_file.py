@@ -10,6 +10,8 @@ as they are.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import time
@@ -22,6 +24,35 @@ from typing import Any
 ROWS = "conversation_rows"
 # Between two fsyncs. A power cut can take back this much; a kill of the process takes back nothing.
 FSYNC_EVERY_S = 1.0
+
+
+class Busy(RuntimeError):
+    """Another process writes this file; one sentence."""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Held by whoever repairs or appends to `path`, so that a process that was left behind by a
+    kill and one started after it never do so together. The lock goes with the process.
+
+    Raises:
+        Busy: another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.lock")
+    with beside.open("a+", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise Busy(
+                f"process {lock.read().strip() or 'unknown'} is writing {path}; wait for it, or "
+                "end it, and run the same command again"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 @dataclass

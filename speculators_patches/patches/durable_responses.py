@@ -17,10 +17,11 @@ whole answer), `SPECULATORS_PATCHES_SERVER_WAIT_S` (900, for a server that is do
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from packaging.specifiers import SpecifierSet
 
 from speculators_patches.endpoints import Endpoints, NoServer
 from speculators_patches.registry import Patch, Target
-from speculators_patches.responses_file import ROWS, WholeAppends, repair
+from speculators_patches.responses_file import ROWS, Busy, WholeAppends, locked, repair
 from speculators_patches.stops import RunStopped, setting
 
 _MODULE = "speculators.cli.regenerate_responses"
@@ -89,6 +90,7 @@ class _Run:
     answered: int = 0
     failed: int = 0
     expected: int | None = None
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def stop(self, reason: str) -> None:
         if not self.stopped:
@@ -133,8 +135,10 @@ async def run(**options: Any) -> None:
             task=asyncio.current_task(),
             expected=options.get("limit"),
         )
-        await _originals["_run"](**options | {"resume": True})
-    except RunStopped as stop:
+        with contextlib.ExitStack() as held:
+            _current.held = held
+            await _originals["_run"](**options | {"resume": True})
+    except (RunStopped, Busy) as stop:
         raise SystemExit(f"speculators_patches: {stop}") from stop
     except asyncio.CancelledError:
         if _current is None or not _current.stopped:
@@ -152,7 +156,12 @@ class _Claims(set[str]):
 
 
 def load_seen(path: str) -> set[str]:
-    """The conversations in the file, after its repair."""
+    """The conversations in the file, after its repair; from here on it is ours alone.
+
+    Raises:
+        Busy: another process writes it.
+    """
+    _this_run().held.enter_context(locked(Path(path)))
     found = repair(Path(path))
     if found.changed:
         import typer

@@ -233,6 +233,16 @@ def attack(folder: Path, server: ChatServer, examples: int) -> dict[str, Any]:
     commands = [json.loads(line) for line in before.splitlines()]
     found["commands"] = [row["argv"][:2] for row in commands]
 
+    # Killed when only prepare's manifest was missing: it takes the data set that is there.
+    root = folder / "late"
+    code, _ = runs.attempt(root, kill_at=found["operations"] - 1)
+    late = [code, (root / "prepare" / "manifest.json").exists()]
+    made = (root / "prepare" / "dataset").stat().st_mtime_ns
+    code, said = runs.attempt(root)
+    kept = (root / "prepare" / "dataset").stat().st_mtime_ns == made
+    found["late"] = [*late, code, runs.state(root) if code == 0 else said, kept]
+    root = folder / "undisturbed"
+
     # Too much is dropped: the prompts alone fill seq_len.
     code, said = runs.attempt(root, seq_len="100")
     found["dropped"] = [code, said]

@@ -97,6 +97,7 @@ def test_stages_killed_anywhere_go_on_where_they_were(version: str, probe: Probe
     found = probe("durable_responses", version)["stages"]
     assert found["undisturbed"] == [0, ""]
     assert found["operations"] > 20, "the places to kill at"
+    assert found["late"] == [-9, False, 0, "", True]
     assert found["broken"] == []
 
 

@@ -69,3 +69,29 @@ def test_an_interrupt_gives_the_command_time_to_save(tmp_path):
     os.kill(parent.pid, signal.SIGINT)
     assert parent.wait(60) == 130
     assert saved.read_text() == "saved"
+
+
+def test_a_command_ends_with_a_killed_recipe(tmp_path):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom recipes.process import run_command\n"
+        "from recipes.run_folder import RunFolder\n"
+        "child = 'import os,sys,time; print(os.getpid(), flush=True); time.sleep(60)'\n"
+        "run_command(RunFolder(Path(sys.argv[1])), 'x', [sys.executable, '-c', child])\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2]
+    )
+    log = tmp_path / "logs" / "x.log"
+    while not log.exists() or not log.read_text().endswith("\n"):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    child = int(log.read_text())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        if "State:\tZ" in Path(f"/proc/{child}/status").read_text():
+            break
+        time.sleep(0.05)
+    else:
+        assert not Path(f"/proc/{child}").exists()

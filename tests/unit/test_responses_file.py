@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculators_patches.responses_file import ROWS, WholeAppends, repair
+from speculators_patches.responses_file import ROWS, Busy, WholeAppends, locked, repair
 
 
 def row(conversation: str, number: int, of: int | None) -> bytes:
@@ -134,3 +134,21 @@ def test_a_disk_that_takes_half_a_conversation_keeps_none_of_it(tmp_path: Path) 
         signal.signal(signal.SIGXFSZ, before)
     assert len(errors) == 1
     assert path.read_bytes() == block("a", 2) + block("b", 3)
+
+
+def test_two_writers_never_meet(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with locked(path):
+            os.write(writer, b"x")
+            signal.pause()
+        os._exit(0)
+    os.read(reader, 1)
+    with pytest.raises(Busy, match=f"process {pid} is writing"), locked(path):
+        pass
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with locked(path):
+        pass
