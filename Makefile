@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make miniature   the whole recipe on a tiny Gemma 4, no GPU, no download of models"
-	@echo "make test        lint, types, and every test against every supported upstream"
+	@echo "make test        lint, types, and the tests, upstream 0.5.0 to 0.9.0 side by side"
 	@echo "make nightly     long soaks and the miniature with several seeds"
 
 setup:
