@@ -130,6 +130,8 @@ class Pool:
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+            if isinstance(ended.code, str):  # as the interpreter does
+                print(ended.code, file=sys.stderr)
         except KeyboardInterrupt:
             code = 130
         except BaseException:  # noqa: BLE001  (a fork must never return into the pool's loop)

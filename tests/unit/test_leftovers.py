@@ -77,6 +77,11 @@ def test_its_use_is_told(tmp_path: Path) -> None:
     assert str(found).startswith("2 files, 20 B (")
 
 
+def test_sizes_are_in_the_unit_that_fits() -> None:
+    found = [leftovers.size(count) for count in (999, 1000, 22_500_000, 72.54e9)]
+    assert found == ["999 B", "1 KB", "22 MB", "72.5 GB"]
+
+
 @given(st.floats(0, 1e15))
 def test_sizes_are_short(count: float) -> None:
     number, unit = leftovers.size(count).split()
