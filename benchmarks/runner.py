@@ -116,7 +116,7 @@ class Bench:
         progress: Progress | None = None,
     ) -> None:
         self.setup, self.folder = setup, folder
-        self.pool, self._together = pool, together
+        self.pool, self.together = pool, together
         self._progress = progress or _silent
         self.refused: dict[int, str] = {}
         self._done: dict[Visit, list[RequestRow]] = {}
@@ -131,14 +131,14 @@ class Bench:
         self._claim_folder()
         everything = visits(len(self.setup.arms), self.setup.blocks)
         missing = [v for v in everything if not self._load(v)]
-        if self._together:
+        if self.together:
             self._start_all(sorted({v.arm for v in missing}))
         for k, visit in enumerate(missing):
             if visit.arm in self.refused:
                 continue
             following = missing[k + 1].arm if k + 1 < len(missing) else None
             try:
-                with self.server(visit.arm, self._together or following == visit.arm) as end:
+                with self.server(visit.arm, self.together or following == visit.arm) as end:
                     self._save(visit, self._measure(visit, end))
             except (ServerError, BenchError) as e:
                 self._refuse(visit.arm, e)

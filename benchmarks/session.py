@@ -58,9 +58,8 @@ def run_bench(
         OSError: the report cannot be written.
     """
     bench = Bench(setup, folder, pool, together=together, progress=progress)
-    results = bench.run()
-    results = _look_closer(bench, results, progress)
-    costs, how = _costs(bench, results, progress)
+    results, extra = _afterwards(bench, bench.run(), progress)
+    costs, how = step_costs(results.requests, results.arms, extra), "steps of the bench"
     if break_even:
         synthetic, why = _synthetic(bench, folder / "break-even", progress)
         costs, how = (synthetic, why) if synthetic else (costs, f"{how} ({why})")
@@ -69,42 +68,38 @@ def run_bench(
     return Outcome(results, write_report(results, folder))
 
 
-def _base_index(setup: Setup, name: str | None = None) -> int | None:
-    """The place of an arm without speculation, the first one if no name is given."""
-    return next(
-        (k for k, a in enumerate(setup.arms) if a.spec.n == 0 and name in (None, a.spec.name)), None
-    )
+def _afterwards(
+    bench: Bench, results: Results, progress: Progress
+) -> tuple[Results, dict[int, float]]:
+    """What the servers without speculation are asked besides, each leased once.
 
-
-def _look_closer(bench: Bench, results: Results, progress: Progress) -> Results:
+    Returns:
+        The results with gaps where answers diverge, and the first such server's times of wider
+        passes (`costs.probe_verify`).
+    """
     prompts = {p.id: p for p in bench.setup.prompts}
-    for (base, concurrency), ids in diverging(results.requests, results.arms).items():
-        index = _base_index(bench.setup, base)
-        if index is None or index in bench.refused:
-            continue
-        progress(f"{base}: how close were {len(ids)} diverging answers?", 1.0)
-        cell = bench.cell(Visit(0, index), 0.0, concurrency)
-        try:
-            with bench.server(index, keep=True) as end, bench.client(end) as client:
-                rows = with_gaps(results.requests, client, cell, [prompts[i] for i in ids])
-        except (BenchError, ServerError):
-            continue  # the gaps stay unknown, and the report says so
-        results = replace(results, requests=tuple(rows))
-    return results
-
-
-def _costs(bench: Bench, results: Results, progress: Progress) -> tuple[list[StepCost], str]:
-    extra: dict[int, float] = {}
-    index = _base_index(bench.setup)
+    unlike = diverging(results.requests, results.arms)
     drafting = [a.n for a in results.arms if a.n]
-    if index is not None and index not in bench.refused and drafting:
-        progress("timing the body's pass over n + 1 tokens", 1.0)
+    extra: dict[int, float] = {}
+    bases = [k for k, a in enumerate(bench.setup.arms) if a.spec.n == 0]
+    for index in bases:
+        arm = bench.setup.arms[index].spec
+        asked = {c: ids for (base, c), ids in unlike.items() if base == arm.name}
+        first = index == bases[0] and bool(drafting)
+        if index in bench.refused or not (asked or first):
+            continue
+        progress(f"{arm.name}: closer looks at {sum(map(len, asked.values()))} answers", 1.0)
         try:
-            with bench.server(index, keep=True) as end, bench.client(end) as client:
-                extra = probe_verify(client, drafting)
+            with bench.server(index, bench.together) as end, bench.client(end) as client:
+                for concurrency, ids in asked.items():
+                    cell = bench.cell(Visit(0, index), 0.0, concurrency)
+                    rows = with_gaps(results.requests, client, cell, [prompts[i] for i in ids])
+                    results = replace(results, requests=tuple(rows))
+                if first:
+                    extra = probe_verify(client, drafting)
         except (BenchError, ServerError):
-            pass
-    return step_costs(results.requests, results.arms, extra), "steps of the bench"
+            continue  # gaps and shares of a step stay unknown, and the report says so
+    return results, extra
 
 
 def _synthetic(bench: Bench, folder: Path, progress: Progress) -> tuple[list[StepCost], str]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from typing import Any
 import pytest
 
 from benchmarks.acceptance import main
-from benchmarks.schema import load
+from benchmarks.asking import Cell, answer
+from benchmarks.client import Client
+from benchmarks.prompts import load_workload
+from benchmarks.runner import served_model
+from benchmarks.schema import ArmSpec, load
 from recipes import vllm_server
 from recipes.vllm_server import Server, ServerSpec
 from tests.e2e import looping_body
@@ -144,6 +149,23 @@ def test_requests_are_paired_timed_and_counted(folder: Path, servers: list[str],
         assert len(r.token_ids) == r.completion_tokens
     # The server also counts the two untimed answers and the probe of attaching, nothing less.
     assert sum(r.drafts for r in mine) <= spent.drafts
+
+
+def test_differences_of_the_counters_are_the_requests_own_counts(
+    folder: Path, servers: list[str]
+) -> None:
+    """What a server is measured by that does not count by request."""
+    url = servers[3].partition("=")[2]
+    prompts = load_workload(folder / "prompts.jsonl")
+    own = Cell(ArmSpec("lookup", N), 0.0, 1, 0, 64, 0, by_request=True)
+    with Client(url, served_model(url), raw=True) as client:
+        first = answer(client, own, prompts, lambda _: None)
+        second = answer(client, replace(own, by_request=False), prompts, lambda _: None)
+    assert {r.counted_by for r in first} == {"request"}
+    assert {r.counted_by for r in second} == {"counters"}
+    assert sum(r.drafts for r in first) > 100
+    for a, b in zip(first, second, strict=True):
+        assert (a.drafts, a.draft_tokens, a.accepted) == (b.drafts, b.draft_tokens, b.accepted)
 
 
 def test_an_interrupted_bench_keeps_its_blocks_and_goes_on(
