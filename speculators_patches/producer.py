@@ -181,7 +181,7 @@ def no_room(folder: Path | None, needed: int) -> str | None:
             free = shutil.disk_usage(folder).free
             return (
                 f"there is no room for hidden states in {folder} ({os.strerror(error.errno or 0)}; "
-                f"{needed / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free): free some space"
+                f"{needed / 1e6:.3g} MB needed, {free / 1e6:.3g} MB free): free some space"
             )
         return f"{folder} cannot be written to ({os.strerror(error.errno or 0)})"
     return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,24 +15,19 @@ ENDURED = ("down", "dropped", "errors", "missing", "torn", "imposter")
 AT_FAULT = ("refused", "kills", "fails")
 
 
-def ask(version: str, folder: Path, *patches: str) -> Any:
-    folder.mkdir()
-    return running.last_json(
-        running.python(version, "-m", "tests.faults.probes.producer", folder, *patches)
-    )
-
-
 @pytest.mark.parametrize("version", ["0.8.1", "0.9.0"])
 def test_a_server_that_is_gone_costs_no_sample(
     version: str, laid_out: Callable[[str], Path], tmp_path: Path
 ) -> None:
     laid_out(version)
-    found = ask(version, tmp_path / "unpatched")
+    found, patched = running.last_json(
+        running.python(version, "-m", "tests.faults.probes.producer", tmp_path, "wait_for_producer")
+    )
     assert found["sound"][0] == "sample"
     for name in ENDURED:
         assert found[name][0].startswith("unavailable True"), name
 
-    found = ask(version, tmp_path / "patched", "wait_for_producer")
+    found = patched
     for name in ("sound", *ENDURED, "after"):
         assert found[name][0] == "sample", name
     for name in AT_FAULT:  # one unavailable sample, counted, not the end, and named
@@ -50,6 +44,7 @@ def test_a_server_that_is_gone_costs_no_sample(
     assert "run the same command again" in found["gone"]["text"]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("version", ["0.8.1", "0.9.0"])
 def test_a_signal_ends_the_wait_at_once(
     version: str, laid_out: Callable[[str], Path], tmp_path: Path

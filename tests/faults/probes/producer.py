@@ -2,8 +2,9 @@
 
     python -m tests.faults.probes.producer FOLDER PATCH [...]
 
-For each scenario: "sample" (bitwise the right one), "wrong", "unavailable ...", and how often the
-sample itself was asked for. Upstream's own retries are switched off: they only add minutes.
+Unpatched first, then with the patches. For each scenario: "sample" (bitwise the right one), "wrong",
+"unavailable ...", and how often the sample itself was asked for. Upstream's own retries are
+switched off: they only add minutes.
 """
 
 from __future__ import annotations
@@ -82,10 +83,8 @@ def gone_for_good(dataset: Any, server: ScriptedProducer) -> dict[str, Any]:
     return {}
 
 
-def main() -> None:
-    tiny.quiet()
-    folder = Path(sys.argv[1])
-    apply(only=sys.argv[2:])
+def play(folder: Path) -> tuple[dict[str, Any], Any, ScriptedProducer]:
+    """Every scenario once: name -> [what came of it, how often the sample was asked for]."""
     from datasets import Dataset
     from speculators.train.data import ArrowDataset
 
@@ -103,9 +102,19 @@ def main() -> None:
         found = show(dataset, index, prompts[index])
         answer[name] = [found, server.asked.count(prompts[index])]
     answer["left"] = sorted(path.name for path in folder.glob("cmpl-*"))
-    if "wait_for_producer" in sys.argv:
-        answer["gone"] = gone_for_good(dataset, server)
-    print(json.dumps(answer), flush=True)
+    return answer, dataset, server
+
+
+def main() -> None:
+    tiny.quiet()
+    folders = [Path(sys.argv[1]) / name for name in ("unpatched", "patched")]
+    for folder in folders:
+        folder.mkdir()
+    unpatched, _, _ = play(folders[0])
+    apply(only=sys.argv[2:])
+    patched, dataset, server = play(folders[1])
+    patched["gone"] = gone_for_good(dataset, server)
+    print(json.dumps([unpatched, patched]), flush=True)
     os._exit(0)  # timers and server threads have nothing left to say
 
 
