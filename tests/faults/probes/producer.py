@@ -2,7 +2,7 @@
 
     python -m tests.faults.probes.producer FOLDER PATCH [...]
 
-Unpatched first, then with the patches. For each scenario: "sample" (bitwise the right one), "wrong",
+Unpatched first, then with the patches. For each scenario: "sample" (bitwise right), "wrong",
 "unavailable ...", and how often the sample itself was asked for. Upstream's own retries are
 switched off: they only add minutes.
 """
