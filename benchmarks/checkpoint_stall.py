@@ -79,7 +79,7 @@ class Dcp:
         self._future: Any = None
 
     def save(self, number: int) -> Path:
-        from torch.distributed.checkpoint import async_save
+        from torch.distributed.checkpoint.state_dict_saver import async_save
 
         state = {
             "model": {

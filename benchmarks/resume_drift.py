@@ -96,7 +96,11 @@ def main(
     apply(only=["cpu_training"])  # does nothing where there is a GPU
     torch.use_deterministic_algorithms(True)
     size = Size(divide, tokens)
-    options = {"optimizer": optimizer, "attention": "sdpa", "total_steps": before + after}
+    options: dict[str, Any] = {
+        "optimizer": optimizer,
+        "attention": "sdpa",
+        "total_steps": before + after,
+    }
 
     def train(training: Any, first: int, count: int) -> list[float]:
         return [float(training.step(batch(size, training.model, first + k))) for k in range(count)]
