@@ -244,5 +244,5 @@ def _refused(where: str, reply: httpx.Response) -> BenchError:
     if reply.status_code == 400 and "context length" in reply.text:
         hint = " Raise --max-model-len, or leave out the workload with these long prompts."
     return BenchError(
-        f"The server answered {where} with HTTP {reply.status_code}: {reply.text[:300]}{hint}"
+        f"The server did not answer {where} (HTTP {reply.status_code}: {reply.text[:300]}).{hint}"
     )

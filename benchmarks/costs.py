@@ -56,8 +56,7 @@ def step_costs(
             step = step_seconds(by_cell.get((arm.name, arm.n, concurrency), ()))
             if arm.n == 0 or base is None or step is None:
                 continue
-            how = "synthetic acceptance" if arm.synthetic else "steps of the bench"
-            cost = StepCost(arm.n, concurrency, base, step, 0.0, how, arm.name)
+            cost = StepCost(arm.n, concurrency, base, step, 0.0, arm=arm.name)
             extra = (verify_extra or {}).get(arm.n)
             if extra is not None and concurrency == 1 and base + extra < step:
                 verify = base + extra

@@ -218,6 +218,8 @@ class Bench:
             except ServerError as died:
                 error = died
         why = error.sentence if isinstance(error, ServerError) else str(error)
+        if server is not None and "(HTTP 5" in why and (cause := self.pool.cause(server.name)):
+            why = f"{why} In its log: {cause}."
         blocks = sum(v.arm == arm for v in self._done)
         done = f" (after {blocks} of {self.setup.blocks} blocks)" if blocks else ""
         self.refused[arm] = why + done

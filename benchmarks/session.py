@@ -63,8 +63,7 @@ def run_bench(
     if break_even:
         synthetic, why = _synthetic(bench, folder / "break-even", progress)
         costs, how = (synthetic, why) if synthetic else (costs, f"{how} ({why})")
-    settings = {**results.settings, "step costs": how}
-    results = replace(results, costs=tuple(costs), settings=settings)
+    results = replace(results, costs=tuple(replace(c, how=how) for c in costs))
     return Outcome(results, write_report(results, folder))
 
 

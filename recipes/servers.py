@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recipes.config import Recipe
+from recipes.vllm.errors import cause_in_log
 from recipes.vllm.progress import Limits
 from recipes.vllm.watch import Watch, Watcher
 from recipes.vllm_server import Endpoint, Server, ServerSpec, attach, command
@@ -86,6 +87,10 @@ class ServerPool:
         server = self._running.get(name)
         if server is not None:
             server.check()
+
+    def cause(self, name: str) -> str | None:
+        """What the log of a server says went wrong, as a clause; None where nothing is known."""
+        return cause_in_log(self._logs / f"vllm-{name}.log")
 
     def check_watched(self) -> None:
         """Raises ServerError if a watched server failed and could not be brought back."""
