@@ -79,3 +79,16 @@ def test_train_killed_three_times_ends_with_the_same_weights(
         folder / "train" / "checkpoints" / "2" / "model.safetensors" for folder in (left_alone, run)
     )
     assert ours.read_bytes() == theirs.read_bytes()
+
+    # What `export` writes is what `bench` has just served, and upstream's class loads it.
+    exported = tmp_path / "exported"
+    command = [sys.executable, "-m", "speculators_patches", "checkpoints", "export"]
+    subprocess.run([*command, str(checkpoints), str(exported)], cwd=ROOT, check=True, timeout=300)
+    assert (exported / "model.safetensors").read_bytes() == ours.read_bytes()
+    code = (
+        "import sys; from speculators.models.eagle3 import Eagle3DraftModel as M; "
+        "m = M.from_pretrained(sys.argv[1]); print(sum(p.numel() for p in m.parameters()))"
+    )
+    loads = [sys.executable, "-c", code, str(exported)]
+    said = subprocess.run(loads, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300)
+    assert int(said.stdout.split()[-1]) > 100_000

@@ -246,6 +246,23 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(
     assert_same(one, reference)
 
 
+@pytest.mark.parametrize(
+    ("failpoint", "says"),
+    [
+        ("tensors.chunk=eio@5", "Input/output error"),
+        ("tensors.written=sleep:0.6", "is still being written"),
+    ],
+    ids=["failing", "slow"],
+)
+def test_a_bad_disk_costs_checkpoints_but_not_the_run(
+    failpoint: str, says: str, run: Run, reference: Training
+) -> None:
+    one = run(*BY_STEPS, "1")
+    assert one.finish(SPECULATORS_PATCHES_FAILPOINTS=failpoint) == 0, one.said()[-3000:]
+    assert says in " ".join(one.said().split())
+    assert_same(one, reference)
+
+
 def test_save_best_keeps_the_checkpoints(run: Run) -> None:
     one = run(*BY_STEPS, "5", "--save-best")
     assert one.finish() == 0, one.said()[-3000:]

@@ -25,6 +25,8 @@ from speculators.models.eagle3.core import Eagle3DraftModel
 from speculators.train import trainer as upstream
 from speculators.train.config import TrainConfig
 
+from speculators_patches.checkpointing import failpoints
+
 try:
     from speculators.train.cli import main
 except ImportError:  # 0.7
@@ -89,6 +91,7 @@ def _become(order: dict[str, Any]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(order["env"])
+    failpoints.configure(os.environ.get(failpoints.VARIABLE))
     code: Any = 0
     try:
         train(order["argv"])
