@@ -88,7 +88,15 @@ class Setup:
             "seed": self.seed,
             "raw": self.raw,
             "request": dict(self.request),
+            "server": self._server_settings(),
         }
+
+    def _server_settings(self) -> dict[str, Any]:
+        """What all servers of ours have in common, drafters and an arm's own flags aside."""
+        first = next((a.server for a in self.arms if a.server is not None and not a.spec.n), None)
+        names = ("dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization",
+                 "cpu_threads", "enforce_eager", "extra_args")  # fmt: skip
+        return {} if first is None else {name: getattr(first, name) for name in names}
 
     def fingerprint(self) -> str:
         """Two setups with the same one measure the same."""

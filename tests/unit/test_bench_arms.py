@@ -20,6 +20,7 @@ from benchmarks.arms import (
     parse_endpoint,
     with_server,
 )
+from benchmarks.options import make_setup, parser
 from benchmarks.prompts import WorkloadPrompt
 from benchmarks.schedule import seed_of, share, visits
 from recipes.vllm_server import ServerSpec
@@ -118,6 +119,29 @@ def test_no_arm_is_always_first_and_the_turn_keeps_its_server() -> None:
 def test_seeds_differ_by_prompt_and_by_the_benchs_seed() -> None:
     assert len({seed_of(f"p{k}", s) for k in range(20) for s in (0, 1)}) == 40
     assert seed_of("p", 3) == seed_of("p", 3)
+
+
+def test_another_bench_is_another_fingerprint(tmp_path: Path) -> None:
+    """A rerun continues only what is the same bench, weights and server flags included."""
+    (tmp_path / "body").mkdir()
+    weights = tmp_path / "body" / "model.safetensors"
+    weights.write_bytes(b"1")
+
+    def fingerprint(*more: str) -> str:
+        given = ["--body", str(tmp_path / "body"), "--eagle3", "a=b", "--smoke", *more]
+        return make_setup(parser("").parse_args(given)).fingerprint()
+
+    seen = [fingerprint()]
+    assert fingerprint() == seen[0]
+    for more in (
+        ["--dtype", "float32"], ["--server-flags=--enable-prefix-caching"], ["--n", "2"],
+        ["--temperature", "0"], ["--raw"], ["--limit", "2"], ["--request", '{"top_k": 3}'],
+        ["--max-model-len", "100"],
+    ):  # fmt: skip
+        seen.append(fingerprint(*more))
+    weights.write_bytes(b"22")
+    seen.append(fingerprint())
+    assert len(set(seen)) == len(seen)
 
 
 def test_a_dry_run_says_what_would_run_and_starts_nothing(
