@@ -273,6 +273,13 @@ def test_save_best_keeps_the_checkpoints(run: Run) -> None:
     assert one.finish("--no-resume-from-checkpoint", patches=PATCHES) == 0
 
 
+def test_the_last_epoch_is_saved_whatever_the_frequency(run: Run) -> None:
+    one = run("--epochs", "2", "--num-workers", "0", "--checkpoint-freq", "3")
+    assert one.finish() == 0, one.said()[-3000:]
+    assert (one.checkpoints()[0].step, one.checkpoints()[0].tags[-1]) == (STEPS, "final")
+    assert weights(one.out / "1")
+
+
 def test_a_run_of_plain_upstream_is_taken_over(run: Run) -> None:
     plain = run("--epochs", "1", "--num-workers", "0", "--scheduler-total-steps", str(STEPS))
     plain.zygote = None
