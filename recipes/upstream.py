@@ -248,4 +248,5 @@ def is_finished(checkpoints: Path, epochs: int) -> bool:
     state = folder / "training_state.json"
     if not (folder / "model.safetensors").exists() or not state.exists():
         return False
-    return bool(json.loads(state.read_text("utf-8")).get("local_step") == 0)
+    told = json.loads(state.read_text("utf-8"))
+    return bool(told.get("finished") or told.get("local_step") == 0)

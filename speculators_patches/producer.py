@@ -92,20 +92,27 @@ class Producer:
             time.sleep(pause)
             pause = min(_LONGEST_PAUSE_S, pause * 1.5)
             _end_with_parent()
-            problem = self.has_no_room(prompt, folder) or self.problem(prompt[:4], discard)
-            if problem is None:
-                return
+            # As long as the sample: where memory for long prompts is stuck, short ones still pass.
+            probe = [prompt[0]] * len(prompt)
+            problem = self.has_no_room(prompt, folder) or self.problem(probe, discard)
             now = time.monotonic()
+            # Whatever it answers to the probe: it is samples that have not come for so long.
             if now - self._since >= self.wait_s:
                 self.gone = (
                     f"no hidden states from {self.url} for {(now - self._since) / 60:.3g} minutes: "
-                    f"{problem}. Mend that, then run the same command again: it goes on from the "
-                    "checkpoint. --producer-wait-minutes sets how long to wait"
+                    f"{problem or why}. Mend that, then run the same command again: it goes on "
+                    "from the checkpoint. --producer-wait-minutes sets how long to wait"
                 )
                 raise Gone(self.gone)
+            if problem is None:
+                return
             if now - said >= _SAY_EVERY_S:
                 said = now
                 logger.warning(f"still waiting for {self.url}: {problem}")
+
+    def not_to_blame(self) -> None:
+        """A sample was at fault: what went wrong was not the server's."""
+        self._since = None
 
     def has_no_room(self, prompt: Sequence[int], folder: Path | None) -> str | None:
         """Why the hidden states of `prompt` have no room in `folder`, as a clause, or None."""
@@ -125,7 +132,7 @@ class Producer:
                     timeout=_CANARY_S,
                 )
                 if reply.status_code != 200:
-                    return f"a short request is answered {reply.status_code}"
+                    return f"a request for a probe is answered {reply.status_code}"
                 params = reply.json().get("kv_transfer_params") or {}
         except httpx.ConnectError:
             return "nothing accepts connections there"

@@ -26,10 +26,12 @@ class Observer:
     Args:
         base_url: without `/v1`.
         model: the name that requests use.
+        tokens: length of our own requests. As long as the real ones: a server whose memory for
+            long prompts is stuck may still answer short ones.
     """
 
-    def __init__(self, base_url: str, model: str) -> None:
-        self._model = model
+    def __init__(self, base_url: str, model: str, tokens: int = 4) -> None:
+        self._model, self._tokens = model, tokens
         self._client = client_for(base_url, _PATIENCE_S)
         self._canary: _Canary | None = None
 
@@ -57,7 +59,9 @@ class Observer:
     def send_canary(self, patience_s: float) -> None:
         """Asks for one token in the background; at most one such request at a time."""
         if not self.has_canary:
-            self._canary = _Canary(str(self._client.base_url), self._model, patience_s)
+            self._canary = _Canary(
+                str(self._client.base_url), self._model, self._tokens, patience_s
+            )
             self._canary.start()
 
     def close(self) -> None:
@@ -68,12 +72,12 @@ class Observer:
 
 
 class _Canary(threading.Thread):
-    """One short request. What becomes of it is seen in the server's counters."""
+    """One request. What becomes of it is seen in the server's counters."""
 
-    def __init__(self, base_url: str, model: str, patience_s: float) -> None:
+    def __init__(self, base_url: str, model: str, tokens: int, patience_s: float) -> None:
         super().__init__(name="canary", daemon=True)
         self._client = client_for(base_url, patience_s)
-        self._body = {"model": model, "prompt": [5, 6, 7, 8], "max_tokens": 1, "temperature": 0}
+        self._body = {"model": model, "prompt": [5] * tokens, "max_tokens": 1, "temperature": 0}
 
     def run(self) -> None:
         with contextlib.suppress(httpx.HTTPError, RuntimeError, ValueError, AttributeError):

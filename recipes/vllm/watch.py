@@ -152,7 +152,10 @@ class Watcher:
             observer.close()
 
     def _observer(self) -> Observer:
-        return Observer(self._server.base_url, self._server.spec.model_name)
+        spec = self._server.spec
+        whole_row = spec.extraction_layers and spec.max_model_len
+        tokens = (spec.max_model_len or 5) - 1 if whole_row else 4
+        return Observer(self._server.base_url, spec.model_name, tokens)
 
     def _look_slowly(self) -> None:
         self._memory = processes.memory(self._server.pids())
@@ -195,13 +198,17 @@ class Watcher:
 
     def _take_down(self, what: str) -> Path:
         pids = self._server.pids()
-        record = incidents.capture(
-            self._incidents, self._server.spec.name, what, pids, self._server.log,
-            list(self._snapshots),
-        )  # fmt: skip
-        processes.send(signal.SIGKILL, self._server.pids())
-        self._server.stop()
-        return record
+        try:
+            return incidents.capture(
+                self._incidents, self._server.spec.name, what, pids, self._server.log,
+                list(self._snapshots),
+            )  # fmt: skip
+        except OSError as error:  # a full disk must not keep the server from being replaced
+            self._watch.say(f"what was found could not be written down: {error}")
+            return self._server.log
+        finally:
+            processes.send(signal.SIGKILL, self._server.pids())
+            self._server.stop()
 
     def _bring_up(self, deadline: float, record: Path) -> None:
         said = ""
@@ -212,7 +219,11 @@ class Watcher:
                 if not self._ended.is_set():
                     self._server.wait_ready(self._watch.limits.restart_s)
                 return
-            except ServerError as error:
+            except (ServerError, OSError, ValueError, KeyError) as found:
+                error = found if isinstance(found, ServerError) else ServerError(
+                    f"vLLM server {self._server.spec.name} could not be started: {found!r}.",
+                    self._server.log,
+                )  # fmt: skip
                 self._server.stop()
                 if time.monotonic() >= deadline:
                     raise ServerError(

@@ -288,8 +288,11 @@ async def post_chat(
             this.endpoints.unreachable(url, error)
             if not _took_no_connection(error):
                 tries += 1
-        except Exception:
-            tries += 1
+        except Exception as error:
+            if str(error).startswith(_AWAY):  # a proxy before a server that is down, or too busy
+                this.endpoints.unreachable(url, error)
+            else:
+                tries += 1
             if tries > max_retries:
                 raise
         else:
@@ -301,6 +304,10 @@ async def post_chat(
         if tries > max_retries:
             raise TimeoutError(f"no answer within {this.read_s:g} s, tried {tries} times")
         await asyncio.sleep(_FIRST_BACKOFF_S * 2 ** min(tries, 6) if tries else 0)
+
+
+# How upstream words an answer with one of these statuses.
+_AWAY = tuple(f"HTTP {status} " for status in (429, 502, 503, 504))
 
 
 def _took_no_connection(error: BaseException) -> bool:

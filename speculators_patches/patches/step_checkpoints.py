@@ -186,8 +186,6 @@ def setup_trainer(self: Any) -> None:
     checkpointer = self.checkpointer
     save_path: Path = checkpointer.path
     self._step_records = bool(reading.records(save_path / names.STORE))
-    if self.rank == 0 and save_path.is_dir():
-        epoch_folder.sweep(save_path)
     if self.resume_from_checkpoint and checkpointer.previous_epoch != -1:
         if self._step_records:
             _start_at(checkpointer, None)
@@ -215,6 +213,7 @@ def _start_at(checkpointer: Any, epoch: int | None) -> None:
 
 def setup_optimizer(self: Any) -> None:
     """Upstream's, the last part of the set-up; then what was saved is put back."""
+    from speculators_patches.step_checkpoints import epoch_folder
     from speculators_patches.step_checkpoints.run import Run
 
     _setup_optimizer(self)
@@ -227,6 +226,8 @@ def setup_optimizer(self: Any) -> None:
         self._step_checkpoints = Run(
             self, settings, continued=self._step_records and self.resume_from_checkpoint
         )
+        if self.rank == 0:  # which holds the store's lock now: what lies there is nobody's
+            epoch_folder.sweep(self.checkpointer.path)
         if self._step_records and not self.resume_from_checkpoint:
             self._step_checkpoints.begin_anew()
 

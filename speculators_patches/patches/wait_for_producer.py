@@ -177,6 +177,7 @@ def generate_once(self: Any, *args: Any) -> Any:
                 blame = "away"  # it refuses anything: another program may have its port
             strikes += blame == "struck" and not producer.has_no_room(tokens, _folder())
             if blame == "refused" or strikes >= limit:
+                producer.not_to_blame()
                 times = "" if blame == "refused" else f" {strikes} times"
                 raise SampleAtFault(f"its own request failed{times}: {why}") from error
             self.client = None  # set up anew, which also looks who answers there

@@ -170,8 +170,8 @@ def _whole_safetensors(path: Path) -> bool:
 
 
 def _is_upstreams(target: Path) -> bool:
-    if target.is_symlink() or not target.is_dir():
-        return False
+    if target.is_symlink() or not target.is_dir() or not (target / STATE).is_file():
+        return False  # a drafter that somebody put there has no state of training
     return all(_KNOWN.fullmatch(path.name) for path in target.iterdir())
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from speculators_patches.checkpointing.fingerprint import Field, digest
@@ -40,6 +43,7 @@ def _model(model: Any) -> list[Field]:
     found = [
         Field("model.class", type(model).__name__),
         Field("model.target_layers", None if layers is None else [int(one) for one in layers]),
+        Field("model.architecture", _architecture(getattr(model, "config", None))),
     ]
     for name in ("d2t", "t2d"):
         mapping = getattr(model, name, None)
@@ -76,9 +80,39 @@ def _training(trainer: Any) -> list[Field]:
         found.append(Field("schedule.cycles", float(config.scheduler_num_cosine_cycles)))
     found.append(Field("training.dtype", str(config.hidden_states_dtype).removeprefix("torch.")))
     for name, value in sorted((config.train_call_kwargs or {}).items()):
-        if isinstance(value, str | int | float | bool):
-            found.append(Field(f"training.{name}", value))
+        found.append(Field(f"training.{name}", _plain(value)))
     return found
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON: losses are functions in nested containers, told by where they live."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in sorted(value.items(), key=str)}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"{getattr(value, '__module__', '')}:{name}"
+
+
+# Written by transformers at will, or a place and not a property.
+_NOT_THE_MODEL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+
+
+def _architecture(config: Any) -> str:
+    """Digest of the draft layers' configuration: what the shapes of tensors do not tell."""
+    layer = getattr(config, "transformer_layer_config", None)
+    told = {
+        name: value
+        for name, value in (layer.to_dict() if layer is not None else {}).items()
+        if name not in _NOT_THE_MODEL
+    }
+    told["attention"] = getattr(layer, "_attn_implementation", None)
+    for name in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"):
+        told[name] = getattr(config, name, None)
+    text = json.dumps(told, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def settings_changed(differences: Any) -> bool:

@@ -204,7 +204,15 @@ class Run:
             finite.NonFiniteState: nothing is written then.
         """
         model = getattr(self.trainer.model, "module", self.trainer.model)
-        finite.assert_finite(finite.trained_state(model, self.trainer.optimizers))
+        bad = ""
+        try:
+            finite.assert_finite(finite.trained_state(model, self.trainer.optimizers))
+        except finite.NonFiniteState as error:
+            bad = str(error)
+        # A shard of another rank may be bad while ours is not: all of them stop, or none.
+        for answer in self.saves.ranks.gather({"bad": bad}):
+            if answer["bad"]:
+                raise finite.NonFiniteState(answer["bad"])
         return {}
 
     def _save(self, *tags: str, wait_s: float, commit_s: float | None = None) -> bool:
@@ -220,11 +228,16 @@ class Run:
         return done
 
     def _publish(self, *, finished: bool, epoch_ended: bool) -> None:
-        """Upstream's folder of this epoch, as it is now.
+        """Upstream's folder of this epoch, as it is now; every rank learns whether it is there.
 
         Raises:
             epoch_folder.PublishFailed: only if `finished`; otherwise it is logged.
         """
+        if self.saves.last_committed is None:
+            # Killed between this folder and the first commit, the run would be taken over from it,
+            # which is not exact.
+            self.saves.flush(_COMMIT_S)
+        failure: epoch_folder.PublishFailed | None = None
         try:
             epoch_folder.publish(
                 self.trainer,
@@ -233,11 +246,16 @@ class Run:
                 finished=finished,
                 epoch_ended=epoch_ended,
             )
-            self._published_at = self.trainer.global_step
         except epoch_folder.PublishFailed as error:
-            if finished:
-                raise
-            logger.error(f"{error}; training goes on")
+            failure = error
+        # Only rank 0 writes, and what follows has collective calls: all go the same way.
+        told = self.saves.ranks.gather({"failure": str(failure or "")})[0]["failure"]
+        if not told:
+            self._published_at = self.trainer.global_step
+        elif finished:
+            raise failure or epoch_folder.PublishFailed(told)
+        else:
+            logger.error(f"{told}; training goes on")
 
     # --- training ---------------------------------------------------------------------------
 
@@ -250,11 +268,15 @@ class Run:
         with self.signals:
             try:
                 self._epochs()
+                self._end_workers()
                 self.saves.close(_COMMIT_S)
             except BaseException as error:
                 self._go_down(error)
                 if isinstance(error, Interrupted):
                     raise SystemExit(128 + error.number) from None
+                if isinstance(error, OSError) and self.signals.received is not None:
+                    # A progress bar that wrote to the terminal which has just hung up.
+                    raise SystemExit(128 + self.signals.received) from error
                 raise
             if self.signals.received is not None:
                 raise SystemExit(128 + self.signals.received)
@@ -334,8 +356,7 @@ class Run:
             self._checked()
         if self._published_at != trainer.global_step:
             self._publish(finished=False, epoch_ended=epoch_ended)
-        folder = trainer.checkpointer.path / str(epoch)
-        if epoch_folder.state_of(folder).get("global_step") != trainer.global_step:
+        if self._published_at != trainer.global_step:
             return False  # it could not be written; the log says so
         trainer.best_val_loss = loss
         trainer.checkpointer.save_val_metrics(epoch, metrics)
@@ -359,9 +380,7 @@ class Run:
     def _go_down(self, error: BaseException) -> None:
         """Ends the workers and saves the last complete step."""
         try:
-            for loader in (self.trainer.train_loader, self.trainer.val_loader):
-                if loader is not None:
-                    loader.end_workers()
+            self._end_workers()
             if isinstance(error, finite.NonFiniteState | SaveFailedError):
                 logger.error("no checkpoint of this state is written")
             else:
@@ -373,6 +392,11 @@ class Run:
             f"training stopped at step {self.trainer.global_step}; the newest checkpoint is "
             f"{self.saves.last_committed or 'none at all'}; run the same command to go on"
         )
+
+    def _end_workers(self) -> None:
+        for loader in (self.trainer.train_loader, self.trainer.val_loader):
+            if loader is not None:
+                loader.end_workers()
 
     def _save_last(self, error: BaseException) -> None:
         if self._updating and not self._updated:

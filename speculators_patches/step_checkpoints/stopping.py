@@ -81,11 +81,12 @@ class Signals:
         if self.received is None:
             self.received, self._at = number, time.monotonic()
             # Not through `logging`: its lock may be held by the code that was interrupted.
-            os.write(
-                2,
+            text = (
                 f"\nspeculators_patches: {signal.Signals(number).name}: saving a checkpoint and "
-                "ending; Ctrl+C again leaves at once\n".encode(),
+                "ending; Ctrl+C again leaves at once\n"
             )
+            with contextlib.suppress(OSError):  # the terminal that hung up, a closed pipe
+                os.write(2, text.encode())
             if self._waiting:
                 self._waiting = False
                 raise Interrupted(number)

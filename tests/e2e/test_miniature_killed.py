@@ -75,6 +75,8 @@ def test_train_killed_three_times_ends_with_the_same_weights(
 
     done = run_all(run, 0)
     assert done.returncode == 0, done.stderr[-4000:]
+    said = (run / "logs" / "train.log").read_text(errors="replace")
+    assert said.count("resuming from ckpt-") >= KILLS
     theirs, ours = (
         folder / "train" / "checkpoints" / "2" / "model.safetensors" for folder in (left_alone, run)
     )

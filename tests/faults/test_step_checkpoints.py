@@ -181,6 +181,8 @@ def test_another_run_is_refused_and_can_be_insisted_on(run: Run) -> None:
     assert "--resume-despite data.total_seq_len" in line
     assert one.finish("--lr", "0.5") == 1
     assert "optimizer.lr was 0.001" in one.said()
+    assert one.finish("--loss-fn", "ce") == 1
+    assert "training.loss_config was " in one.said()
     despite = ("--resume-despite", "optimizer.lr,optimizer.muon_lr")
     assert one.finish("--lr", "0.5", *despite) == 0, one.said()[-2000:]
     assert one.steps()[STEPS - 1]["lr"] == {

@@ -20,6 +20,16 @@ FLAGS = ("--epochs", "2", "--num-workers", "0", "--checkpoint-every-minutes", "0
          "--checkpoint-every-steps")  # fmt: skip
 
 
+def test_two_ranks_agree_on_the_best(tmp_path: Path) -> None:
+    """Rank 0 alone writes folders; the others must not decide by what they see on the disk."""
+    work = prepare(tmp_path)
+    for name, flags in (("best", ("--save-best",)), ("rare", ("--checkpoint-freq", "3"))):
+        one = Training(work, tmp_path / name, *FLAGS, "100", *flags, ranks=2)
+        assert one.finish() == 0, one.said()[-3000:]
+        assert (one.out / "checkpoint_best").is_symlink()
+        assert one.checkpoints()[0].tags[-1] == "final"
+
+
 @pytest.mark.parametrize(
     "wrapper", [(), pytest.param(("--fsdp-shard",), marks=pytest.mark.nightly)]
 )

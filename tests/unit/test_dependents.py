@@ -77,7 +77,7 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "dtype": ("float32", "regenerate train bench serve"),
     "train_vllm_share": (0.4, ""),
     "train_max_model_len": (5000, ""),
-    "bench_vllm_share": (0.8, ""),
+    "bench_vllm_share": (0.8, "bench"),
     "bench_max_model_len": (4096, "regenerate bench"),
     "serve_max_model_len": (4096, "serve"),
     "kv_cache_dtype": ("auto", "regenerate bench serve"),

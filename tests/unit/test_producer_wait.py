@@ -1,0 +1,61 @@
+"""The wait for a producer ends, also where it answers everything but the samples."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from speculators_patches.producer import Gone, Producer
+
+asked: list[int] = []
+
+
+class Answers(BaseHTTPRequestHandler):
+    def _say(self, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        self._say({"data": [{"id": "m"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked.append(len(body["prompt"]))
+        self._say({})
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+def test_it_probes_with_prompts_as_long_as_the_sample(url: str) -> None:
+    asked.clear()
+    Producer(url, 60).wait("it failed", list(range(3, 40)), None, lambda _: None)
+    assert asked == [37]
+
+
+def test_a_server_that_answers_all_but_the_samples_is_not_waited_for_without_end(url: str) -> None:
+    producer = Producer(url, 1.0)
+
+    def again_and_again() -> None:  # as the patch does: the probe is answered, the sample is not
+        began = time.monotonic()
+        while time.monotonic() - began < 60:
+            producer.wait("it failed", [1, 2, 3], None, lambda _: None)
+
+    with pytest.raises(Gone, match=r"no hidden states from .*: it failed\. Mend that"):
+        again_and_again()
+    assert producer.gone
