@@ -29,7 +29,7 @@ from recipes.vllm.spec import require_installed
 from recipes.vllm_server import ServerSpec, warm_pool
 
 # Held-out prompts of each kind in the bench.
-BENCH_PROMPTS = 16
+BENCH_PROMPTS = 12
 # Drafter A starts from nothing. Fewer epochs or 1e-3 undertrain it (benchmarks/README.md).
 DRAFTER_A: dict[str, Any] = {
     "epochs": 6,
@@ -156,7 +156,12 @@ def _vanilla_context(ctx: Context) -> Context:
 
 def plan(recipe: Recipe, run: RunFolder) -> list[StagePlan]:
     """Every step as `plan` shows it: the bodies, drafter A's stages, then the recipe's own."""
-    bodies = StagePlan("bodies", (), ("a body is trained, then its refusals are projected out",))
+    costs = (
+        "a body is trained, then its refusals are projected out",
+        "memory: about 5 GB in the whole run, most in the bench, whose servers all run together",
+        "disk: about 0.1 GB",
+    )
+    bodies = StagePlan("bodies", (), costs)
     first = make_plan(_vanilla_recipe(recipe, run), RunFolder(run.root / "vanilla"), "miniature")
     vanilla = [
         dataclasses.replace(one, name=f"vanilla/{one.name}")
