@@ -25,6 +25,12 @@ from tests.unit.checkpoint_run import at, build, checkpoints
 TOTAL = 12
 
 
+def say(line: str) -> None:
+    """One write: `print` makes two where output is unbuffered, and two processes share the pipe."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def live(root: Path, wait: bool) -> None:
     """One life. With `wait` each save is waited for, so that their number does not vary."""
     run = build()
@@ -34,7 +40,7 @@ def live(root: Path, wait: bool) -> None:
             saves.restore(found)
             saves.restore_rng(found)
             step = found.cursor.global_step
-        print(f"from {step}", flush=True)
+        say(f"from {step}")
         with (root / "losses").open("a") as losses:
             while step < TOTAL:
                 (loss,) = run.train(1)
@@ -64,9 +70,9 @@ def serve() -> None:
             finally:
                 sys.stdout.flush()
                 os._exit(code)
-        print(f"pid {pid}", flush=True)
+        say(f"pid {pid}")
         _, status = os.waitpid(pid, 0)
-        print(f"exit {os.waitstatus_to_exitcode(status)}", flush=True)
+        say(f"exit {os.waitstatus_to_exitcode(status)}")
 
 
 class Lives:
