@@ -18,9 +18,16 @@ from speculators_patches.checkpointing import tensorfile
 class Filled:
     """One state in the arena: a safetensors file's header and data, as they will be on disk."""
 
-    def __init__(self, head: bytes, data: torch.Tensor, event: torch.Event | None):
+    def __init__(
+        self,
+        head: bytes,
+        data: torch.Tensor,
+        views: Mapping[str, torch.Tensor],
+        event: torch.Event | None,
+    ):
         self._head = head
         self._data = data
+        self._views = views
         self._event = event
 
     @property
@@ -30,9 +37,17 @@ class Filled:
 
     def chunks(self) -> list[bytes | memoryview]:
         """The file's bytes; waits until the copies are done. Call it from the writer thread."""
+        self._wait()
+        return [self._head, self._data.numpy().data]
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Name -> the copy in host memory; waits as `chunks`."""
+        self._wait()
+        return self._views
+
+    def _wait(self) -> None:
         if self._event is not None:
             self._event.synchronize()
-        return [self._head, self._data.numpy().data]
 
 
 def _needs(tensors: Mapping[str, torch.Tensor]) -> tuple[int, torch.device | None]:
@@ -78,18 +93,20 @@ class Arena:
         self._join()
         self._reserve(total, device)
         offset = 0
+        views = {}
         with torch.no_grad():
             for name in names:
                 source = tensors[name].detach()
                 end = offset + source.numel() * source.element_size()
                 target = self._memory[offset:end].view(source.dtype).view(source.shape)
                 target.copy_(source, non_blocking=True)
+                views[name] = target
                 offset = end
         event = None
         if device is not None:
             event = torch.Event(device.type)
             event.record()
-        return Filled(head, self._memory[:total], event)
+        return Filled(head, self._memory[:total], views, event)
 
     def _reserve(self, size: int, device: torch.device | None) -> None:
         if self._memory.numel() >= size:

@@ -62,6 +62,10 @@ class Snapshot:
         """Bytes of tensor data and header."""
         return self._tensors.size
 
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Path -> its copy in host memory; waits for the device's copies (writer thread)."""
+        return self._tensors.tensors()
+
     def tensor_chunks(self) -> Iterable[Chunk]:
         """The safetensors file; waits for the device's copies (writer thread)."""
         return self._tensors.chunks()

@@ -98,7 +98,7 @@ PATCH = Patch(
             fingerprints={_ALL: "ed615ce1e105ccd8"},
             observed=True,
         ),
-        # Its effects are those of `Run._improve`.
+        # Its effects are those of `folders.Folders.improve`.
         Target(
             "speculators.train.trainer",
             "Trainer.maybe_update_best",
@@ -146,11 +146,12 @@ _setup_trainer: Any = None
 _setup_optimizer: Any = None
 _schedulers_step: Any = None
 _settings: Settings | None = None  # from the command line; None: from the environment
+_config: Any = None  # upstream's, from the same command line
 
 
 def resolve(cls: Any, argv: list[str] | None = None) -> Any:
     """Upstream's, without our flags; they still appear in the recorded command."""
-    global _settings
+    global _settings, _config
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         _settings, theirs = take(words)
@@ -158,6 +159,7 @@ def resolve(cls: Any, argv: list[str] | None = None) -> Any:
         raise SystemExit(f"speculators_patches: {error}") from None
     config = _resolve(cls, theirs)
     config._argv = [sys.argv[0], *words]
+    _config = config
     return config
 
 
@@ -224,7 +226,7 @@ def setup_optimizer(self: Any) -> None:
         raise SystemExit(f"speculators_patches: {error}") from None
     with _in_one_sentence():
         self._step_checkpoints = Run(
-            self, settings, continued=self._step_records and self.resume_from_checkpoint
+            self, settings, _config, continued=self._step_records and self.resume_from_checkpoint
         )
         if self.rank == 0:  # which holds the store's lock now: what lies there is nobody's
             epoch_folder.sweep(self.checkpointer.path)
@@ -268,8 +270,8 @@ def export_checkpoint(checkpoint: Path, output: Path) -> None:
 
 def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:
     """See `registry`."""
-    global _resolve, _setup_trainer, _setup_optimizer, _schedulers_step, _main, _settings
-    _settings = None
+    global _resolve, _setup_trainer, _setup_optimizer, _schedulers_step, _settings, _config
+    _settings = _config = None
     _resolve = originals[_RESOLVE]
     _setup_trainer, _setup_optimizer = originals[_SETUP], originals[_OPTIMIZER]
     _schedulers_step = originals[_SCHEDULE]

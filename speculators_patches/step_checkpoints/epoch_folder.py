@@ -81,7 +81,7 @@ def publish(
             "finished": finished,
         }
         (staged / STATE).write_text(json.dumps(state))
-        _flush(staged)
+        flush(staged)
         put_in_place(staged, checkpointer.path / str(epoch))
         _label(checkpointer.path, epoch, "end" if epoch_ended else f"step{local_step}")
     except Exception as failure:
@@ -175,7 +175,8 @@ def _is_upstreams(target: Path) -> bool:
     return all(_KNOWN.fullmatch(path.name) for path in target.iterdir())
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
+    """fsync of every file in `folder` and of its names."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

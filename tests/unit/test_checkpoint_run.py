@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 from speculators_patches.checkpointing import failpoints, reading
-from speculators_patches.checkpointing.errors import CheckpointError, SaveFailedError
+from speculators_patches.checkpointing.coordinator import GATHERED_BYTES, brief
+from speculators_patches.checkpointing.errors import CheckpointError, SaveFailedError, UnfitError
 from speculators_patches.checkpointing.policy import Keep, When
 from speculators_patches.checkpointing.writer import Writer
 from tests.unit.checkpoint_run import at, build, checkpoints
@@ -232,3 +236,35 @@ def test_the_writer_takes_one_job_at_a_time_and_survives_errors() -> None:
     writer.submit("after close", lambda: 5)
     assert writer.close(60)
     assert [o.result for o in writer.outcomes()] == [5]
+
+
+def test_what_must_not_be_saved_is_not_written_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    looked_at: list[str] = []
+
+    def check(tensors: Mapping[str, torch.Tensor]) -> None:
+        looked_at.extend(tensors)
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise UnfitError(f"{name} is spoilt")
+
+    run = build()
+    run.train(1)
+    with checkpoints(tmp_path, run, check=check) as saves:
+        assert saves.save(at(1), "epoch", commit_s=60)
+        assert {"model/fc.weight", "model/out.weight"} <= set(looked_at)
+        assert not saves.unfit()
+        with torch.no_grad():
+            run.model.fc.weight[0, 0] = float("nan")
+        assert not saves.save(at(2), "epoch", commit_s=60)
+        assert saves.unfit() == "model/fc.weight is spoilt"
+        assert "model/fc.weight is spoilt" in caplog.text
+        assert not saves.flush(60)  # heard of before, and still true
+    assert steps(tmp_path) == [1]
+    assert not list(tmp_path.glob(".staging-*"))
+
+
+def test_what_ranks_tell_each_other_always_fits() -> None:
+    for text in ("x" * 10_000, "\U0001f984" * 10_000, "\x00" * 10_000):
+        assert len(json.dumps({"failure": brief(text)}).encode()) <= GATHERED_BYTES - 1000
