@@ -178,9 +178,12 @@ class Measured:
         background = time.perf_counter() - began
         if self._number > 1:
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            found = {"stop": [stop], "background": [background], "bytes": [size]}
-            for name, values in (found | {"before": calm, "while": during}).items():
-                self._times[name] += values
+            times = self._times
+            times["stop"].append(stop)
+            times["background"].append(background)
+            times["bytes"].append(size)
+            times["before"] += calm
+            times["while"] += during
         self.way.tidy(self._number - 1)
 
     def row(self) -> dict[str, Any]:

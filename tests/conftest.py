@@ -42,6 +42,7 @@ _NIGHTLY_BUT = {
         "test_a_signal_saves_the_step_and_tells_by_its_exit_code[2-3]",
         "test_a_signal_saves_the_step_and_tells_by_its_exit_code[15-18]",
         "test_killed_at_random",
+        "test_signalled_at_random[0-4-1]",
     }
 }
 _NIGHTLY_VERSIONS = {

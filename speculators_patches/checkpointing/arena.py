@@ -7,12 +7,15 @@ On the CPU the copy is done when `copy_in` returns.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 
 import torch
 
 from speculators_patches.checkpointing import tensorfile
+
+log = logging.getLogger(__name__)
 
 
 class Filled:
@@ -121,9 +124,9 @@ class Arena:
             memory = torch.empty(size, dtype=torch.uint8)
             status = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0)
             self._registered = int(status) == 0
-            self._memory = memory if self._registered else memory.pin_memory()
+            self._memory = memory if self._registered else _pinned(size)
         else:
-            self._memory = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            self._memory = _pinned(size)
 
     def release(self) -> None:
         """Give the memory back."""
@@ -136,3 +139,17 @@ class Arena:
             torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())
             self._registered = False
         self._memory = torch.empty(0, dtype=torch.uint8)
+
+
+def _pinned(size: int) -> torch.Tensor:
+    """Pinned memory; where there is none to be had, ordinary memory, which is only slower."""
+    try:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError as error:
+        log.warning(
+            "%.0f MB of host memory for checkpoints can't be pinned (%s): saves stop training "
+            "for longer",
+            size / 1e6,
+            str(error).splitlines()[0],
+        )
+        return torch.empty(size, dtype=torch.uint8)

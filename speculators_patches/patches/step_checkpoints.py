@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,25 +187,50 @@ def setup_trainer(self: Any) -> None:
 
     checkpointer = self.checkpointer
     save_path: Path = checkpointer.path
-    self._step_records = bool(reading.records(save_path / names.STORE))
-    if self.resume_from_checkpoint and checkpointer.previous_epoch != -1:
-        if self._step_records:
-            _start_at(checkpointer, None)
-        else:
-            newest = epoch_folder.newest_complete(save_path)
-            if newest != checkpointer.previous_epoch:
-                logger.warning(
-                    f"{checkpointer.prev_path} is not complete (upstream was killed while it "
-                    f"saved): passed over for {'nothing' if newest is None else newest}"
-                )
-            _start_at(checkpointer, newest)
-            if newest is not None:
-                logger.warning(
-                    f"taking over a run of plain upstream from {checkpointer.prev_path}: its "
-                    "weights and moments were stored in bf16 and without random state, so what "
-                    "follows is not exactly the run that was begun"
-                )
+    records, newest = _seen_by_rank_0(
+        self,
+        lambda: (
+            bool(reading.records(save_path / names.STORE)),
+            epoch_folder.newest_complete(save_path),
+        ),
+    )
+    self._step_records = records
+    if self.resume_from_checkpoint and records:
+        _start_at(checkpointer, None)
+    elif self.resume_from_checkpoint:
+        if checkpointer.previous_epoch not in (-1, newest):
+            logger.warning(
+                f"{checkpointer.prev_path} is not complete (upstream was killed while it "
+                f"saved): passed over for {'nothing' if newest is None else newest}"
+            )
+        _start_at(checkpointer, newest)
+        if newest is not None:
+            _warn_of_taking_over(checkpointer.prev_path)
     _setup_trainer(self)
+
+
+def _seen_by_rank_0(trainer: Any, look: Callable[[], Any]) -> Any:
+    """What `look()` finds on the disk, the same for all: network file systems lag behind."""
+    found = [look() if trainer.rank == 0 else None]
+    if trainer.is_distributed:
+        import torch.distributed as dist
+
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def _warn_of_taking_over(folder: Path) -> None:
+    from speculators_patches.step_checkpoints import epoch_folder
+
+    logger.warning(
+        f"taking over a run of plain upstream from {folder}: its weights and moments were stored "
+        "in bf16 and without random state, so what follows is not exactly the run that was begun"
+    )
+    if late := epoch_folder.newer_than_its_state(folder):
+        logger.warning(
+            f"{folder / late} is newer than the {epoch_folder.STATE} beside it: upstream was "
+            "killed while it saved, and weights, moments and position are of different steps"
+        )
 
 
 def _start_at(checkpointer: Any, epoch: int | None) -> None:

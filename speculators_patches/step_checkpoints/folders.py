@@ -119,7 +119,9 @@ class Folders:
         """For a run that was killed after its last step, but before its folder was there."""
         trainer = self.trainer
         state = epoch_folder.state_of(trainer.checkpointer.path / str(cursor.epoch))
-        if trainer.config.save_best or state.get("global_step") == trainer.global_step:
+        is_there = trainer.config.save_best or state.get("global_step") == trainer.global_step
+        # Rank 0's view: on a network file system another one's may be older.
+        if self.saves.ranks.gather({"is_there": is_there})[0]["is_there"]:
             return
         self.publish(cursor, finished=True, epoch_ended=cursor.phase == "epoch_done")
 

@@ -252,10 +252,12 @@ def stop(process: Any) -> None:
         process.wait(30)
 
 
-def wait_for(what: Callable[[], bool], process: Any, timeout_s: float = 180) -> None:
-    """Polls until `what()`; fails if the process ends first."""
+def wait_for(what: Callable[[], bool], process: Any = None, timeout_s: float = 180) -> None:
+    """Polls until `what()`; fails if the process, if one is given, ends first."""
     until = time.monotonic() + timeout_s
     while not what():
-        assert process.poll() is None, "the process ended before the test could act"
+        assert process is None or process.poll() is None, (
+            "the process ended before the test could act"
+        )
         assert time.monotonic() < until, "the process never came to where the test acts"
         time.sleep(0.005)

@@ -5,7 +5,7 @@
 Appends one JSON line a training batch and a logged step to $RECORD (and the rank). $SLOW_S is slept
 before every training step, so that a test can hit it; $FAIL_AT raises before that batch's step.
 $POISON_AT puts a NaN into a weight before it. $NO_FOLDER_FOR is an epoch whose folder meets a
-full disk.
+full disk; $VALIDATION_LOSSES are those of the epochs in turn, whatever was computed.
 
 With `--zygote` in place of FLAGS it imports everything once, then forks a training process for
 each line {"argv", "env", "log"} on stdin, prints its pid, and when it has ended its exit code.
@@ -39,6 +39,7 @@ except ImportError:  # 0.7
 _forward = Eagle3DraftModel.forward
 _info = upstream.metric_logger.info
 _save = SingleGPUCheckpointer.save_checkpoint
+_validate = upstream.Trainer.val_epoch
 _batches = 0
 
 
@@ -80,11 +81,18 @@ def save(self: Any, model: Any, optimizers: Any, epoch: Any) -> None:
     _save(self, model, optimizers, epoch)
 
 
+def validate(self: Any, epoch: int) -> Any:
+    found = _validate(self, epoch)
+    losses = os.environ.get("VALIDATION_LOSSES")
+    return found if losses is None else {**found, "loss_epoch": float(losses.split(",")[epoch])}
+
+
 def train(argv: list[str]) -> None:
     torch.use_deterministic_algorithms(True)
     Eagle3DraftModel.forward = forward  # type: ignore[method-assign]
     upstream.metric_logger.info = info  # type: ignore[method-assign, assignment]
     SingleGPUCheckpointer.save_checkpoint = save  # type: ignore[method-assign]
+    upstream.Trainer.val_epoch = validate  # type: ignore[method-assign]
     write(pid=os.getpid())
     main(TrainConfig.resolve(argv))
 
