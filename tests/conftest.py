@@ -14,6 +14,9 @@ from tests.compat import matrix
 # A shell starts what it runs with & deaf to Ctrl+C, and so would be all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Likewise nohup: a hang-up, which a training under it rightly ignores.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
