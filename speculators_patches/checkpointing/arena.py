@@ -18,6 +18,11 @@ from speculators_patches.checkpointing import tensorfile
 log = logging.getLogger(__name__)
 
 
+# Bytes up to which this thread copies a tensor in host memory by itself. torch would share it out
+# over its thread pool; on a busy machine each such call waits until every thread had its turn.
+ALONE = 8 * 2**20
+
+
 class Filled:
     """One state in the arena: a safetensors file's header and data, as they will be on disk."""
 
@@ -101,9 +106,12 @@ class Arena:
             for name in names:
                 source = tensors[name].detach()
                 end = offset + source.numel() * source.element_size()
-                target = self._memory[offset:end].view(source.dtype).view(source.shape)
-                target.copy_(source, non_blocking=True)
-                views[name] = target
+                memory = self._memory[offset:end]
+                views[name] = memory.view(source.dtype).view(source.shape)
+                if source.device.type == "cpu" and source.is_contiguous() and end - offset < ALONE:
+                    memory.numpy()[:] = source.reshape(-1).view(torch.uint8).numpy()
+                else:
+                    views[name].copy_(source, non_blocking=True)
                 offset = end
         event = None
         if device is not None:
