@@ -67,7 +67,7 @@ def model_fields(model: Any) -> list[Field]:
     """What the shapes of a drafter's tensors do not tell."""
     layers = getattr(model, "target_layer_ids", None)
     found = [
-        Field("model.class", type(model).__name__),
+        Field("model.class", _class(model)),
         Field("model.target_layers", None if layers is None else [int(one) for one in layers]),
         Field("model.architecture", _architecture(getattr(model, "config", None))),
     ]
@@ -138,6 +138,12 @@ def _architecture(config: Any) -> str:
         told[name] = getattr(config, name, None)
     text = json.dumps(told, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _class(model: Any) -> str:
+    """The drafter's own class; FSDP2 makes each model one of a new class `FSDP<name>`."""
+    kinds = (kind.__name__ for kind in type(model).__mro__)
+    return next(name for name in kinds if not name.startswith("FSDP"))
 
 
 def _attention(model: Any) -> str:
