@@ -7,7 +7,8 @@ Upstream's checkpointer, `torch.distributed.checkpoint.async_save` of the same s
 one process, each on a drafter of its own that trains with upstream's step (`real_size.Training`).
 They save in turn, once unmeasured, then `--saves` times. Reported per way:
 
-- stop: seconds from the call until the loop could go on, device synchronised before and after;
+- stop: seconds from the call until the loop could go on, device synchronised before and after,
+  and what the next steps waited for copies still under way;
 - background: seconds from the call until the checkpoint is complete (committed, or its future);
 - while writing: median step time while it was written, over the median step time before;
 - bytes of one checkpoint on the disk.
@@ -44,6 +45,10 @@ class Way(Protocol):
 
     def writing(self) -> bool: ...
 
+    def waited_s(self) -> float:
+        """Seconds that steps have waited for a save's copies so far."""
+        return 0.0
+
     def tidy(self, number: int) -> None:
         """Remove save `number`, where a way does not keep to the newest few itself."""
 
@@ -69,6 +74,9 @@ class Upstream:
 
     def writing(self) -> bool:
         return False
+
+    def waited_s(self) -> float:
+        return 0.0
 
     def tidy(self, number: int) -> None:
         shutil.rmtree(self._folder / str(number), ignore_errors=True)
@@ -104,6 +112,9 @@ class Dcp:
     def writing(self) -> bool:
         return self._future is not None and not self._future.done()
 
+    def waited_s(self) -> float:
+        return 0.0
+
     def tidy(self, number: int) -> None:
         shutil.rmtree(self._folder / str(number), ignore_errors=True)
 
@@ -128,7 +139,7 @@ class Ours:
         self._saves = RunCheckpoints(
             folder, state, [], when=When(None, None), check=lambda t: assert_finite(t.items())
         )
-        self._folder = folder
+        self._folder, self._state = folder, state
 
     def save(self, number: int) -> Path:
         from speculators_patches.checkpointing.cursor import Cursor
@@ -139,6 +150,9 @@ class Ours:
 
     def writing(self) -> bool:
         return self._saves._writer.busy
+
+    def waited_s(self) -> float:
+        return self._state.waited_s
 
     def tidy(self, number: int) -> None:
         pass  # its own retention
@@ -172,6 +186,7 @@ class Measured:
         path = self.way.save(self._number)
         synchronise(self._device)
         stop = time.perf_counter() - began
+        waited = self.way.waited_s()
         during = []
         while self.way.writing():
             during.append(self._step())
@@ -179,7 +194,7 @@ class Measured:
         if self._number > 1:
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             times = self._times
-            times["stop"].append(stop)
+            times["stop"].append(stop + self.way.waited_s() - waited)
             times["background"].append(background)
             times["bytes"].append(size)
             times["before"] += calm

@@ -16,7 +16,12 @@ from typing import Any, Protocol
 
 from speculators_patches.checkpointing import durable, policy
 from speculators_patches.checkpointing.durable import Chunk
-from speculators_patches.checkpointing.errors import CorruptError, SaveFailedError, UnfitError
+from speculators_patches.checkpointing.errors import (
+    CheckpointError,
+    CorruptError,
+    SaveFailedError,
+    UnfitError,
+)
 from speculators_patches.checkpointing.manifest import FileEntry, seal, unseal
 from speculators_patches.checkpointing.saved import file_names, report_name
 from speculators_patches.checkpointing.store import Stage, Store
@@ -26,6 +31,8 @@ POLL_S = 0.02
 
 class Part(Protocol):
     """What a rank has to write (`state.Snapshot`)."""
+
+    def settle(self) -> None: ...
 
     def tensor_chunks(self) -> Any: ...
 
@@ -135,7 +142,7 @@ def publish_other(save: Save) -> Published:
     except UnfitError as error:
         _report(stage, save.rank, {"unfit": str(error)})
         raise
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         for name in file_names(save.rank):  # give the space back, so that the report fits
             (stage.path / name).unlink(missing_ok=True)
         _report(stage, save.rank, {"error": str(error)})

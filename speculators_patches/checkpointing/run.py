@@ -369,6 +369,7 @@ class RunCheckpoints:
         return True
 
     def _write(self, save: Save) -> Published:
+        save.part.settle()  # before the disk is touched, which may be slow
         if self._store is None:
             return publish_other(save)
         return publish_rank0(self._store, save, self.keep, read_back=self.read_back)

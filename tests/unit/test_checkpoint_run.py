@@ -16,7 +16,7 @@ from speculators_patches.checkpointing.coordinator import GATHERED_BYTES, brief
 from speculators_patches.checkpointing.errors import CheckpointError, SaveFailedError, UnfitError
 from speculators_patches.checkpointing.policy import Keep, When
 from speculators_patches.checkpointing.writer import Writer
-from tests.unit.checkpoint_run import at, build, checkpoints
+from tests.unit.checkpoint_run import OPTIMIZERS, at, build, checkpoints, raw
 
 BY_STEP = When(every_steps=1, every_minutes=None)
 
@@ -268,3 +268,37 @@ def test_what_must_not_be_saved_is_not_written_and_told(
 def test_what_ranks_tell_each_other_always_fits() -> None:
     for text in ("x" * 10_000, "\U0001f984" * 10_000, "\x00" * 10_000):
         assert len(json.dumps({"failure": brief(text)}).encode()) <= GATHERED_BYTES - 1000
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_step_that_comes_before_the_copy_waits_for_it(kind: str, tmp_path: Path) -> None:
+    """The writer does not get to run: the optimizer itself takes the copy before it steps."""
+    run = build(kind)
+    run.train(2)
+    before = {name: raw(p) for name, p in run.model.named_parameters() if p.requires_grad}
+    snapshot = run.state.capture()
+    run.train(1)
+    after = {name: raw(p) for name, p in run.model.named_parameters() if p.requires_grad}
+    assert after != before
+    taken = snapshot.tensors()
+    assert {name: raw(taken[f"model/{name}"]) for name in before} == before
+
+
+def test_a_weight_changed_by_something_else_fails_the_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = build()
+    run.train(1)
+    with checkpoints(tmp_path, run) as saves:
+        real = run.state.capture
+
+        def capture(extra: object = None) -> object:
+            snapshot = real()
+            with torch.no_grad():
+                run.model.fc.weight.mul_(2)  # before the writer has copied it
+            return snapshot
+
+        run.state.capture = capture  # type: ignore[method-assign, assignment]
+        assert not saves.save(at(1), "epoch", commit_s=60)
+    assert "'model/fc.weight' changed while it was being copied" in caplog.text
+    assert steps(tmp_path) == []
