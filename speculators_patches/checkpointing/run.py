@@ -123,6 +123,7 @@ class RunCheckpoints:
         self.keep = keep or Keep()
         self.ranks: Coordinator = coordinator or Alone()
         self.fields = [*fingerprint, fp.Field("world_size", self.ranks.world_size, False)]
+        self._fingerprint = fp.to_json(self.fields)
         self.on_failure = on_failure
         self.agree_every = agree_every
         self.read_back = read_back
@@ -343,7 +344,7 @@ class RunCheckpoints:
         part = self.state.capture(extra() if extra else None)
         content = {
             "cursor": cursor.to_json(),
-            "fingerprint": fp.to_json(self.fields),
+            "fingerprint": self._fingerprint,
             "meta": dict(meta or {}),
         }
         save = Save(
