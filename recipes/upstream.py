@@ -137,7 +137,10 @@ def prepare(recipe: Recipe, *, responses: Path, output: Path) -> list[str]:
 
 
 def extract_offline(recipe: Recipe, *, endpoint: str, data: Path, output: Path) -> list[str]:
-    """argv: every row's hidden states into files, so that training needs no vLLM beside it."""
+    """argv: every row's hidden states into files, so that training needs no vLLM beside it.
+
+    Each file is checked by the patch durable_extraction before it gets its name in `output`.
+    """
     return _patched(
         "speculators",
         [
@@ -147,10 +150,22 @@ def extract_offline(recipe: Recipe, *, endpoint: str, data: Path, output: Path) 
             "--model", recipe.body,
             "--output", str(output),
             "--concurrency", "8",
-            "--validate-outputs",
-            "--fail-on-error",
+            "--request-timeout", str(recipe.request_timeout),
+            "--max-retries", str(recipe.max_retries),
         ],
     )  # fmt: skip
+
+
+# The share of rows without hidden states that is tolerated, as in training.
+LOST_SHARE = 0.02
+
+
+def extraction_environment(recipe: Recipe) -> dict[str, str]:
+    """What the patch durable_extraction reads from the environment."""
+    return {
+        "SPECULATORS_PATCHES_PRODUCER_WAIT_MINUTES": str(recipe.producer_wait_minutes),
+        "SPECULATORS_PATCHES_MAX_LOST_SHARE": str(LOST_SHARE),
+    }
 
 
 def train(
@@ -160,9 +175,13 @@ def train(
     output: Path,
     logs: Path,
     endpoint: str | None,
+    cached: Path | None = None,
+    incomplete: bool = False,
     accelerator: bool | None = None,
 ) -> list[str]:
-    """argv: upstream's trainer. `endpoint` is None when the hidden states lie beside the data.
+    """argv: upstream's trainer. `endpoint` is None when the hidden states are in `cached`.
+
+    `incomplete` says that some rows have none there, which are then left out.
 
     `accelerator` says whether the trainer will have one; None looks (`plan` may know better).
 
@@ -199,7 +218,9 @@ def train(
         if recipe.draft_vocab_size is not None:
             arguments += ["--draft-vocab-size", str(recipe.draft_vocab_size)]
     if endpoint is None:
-        arguments += ["--on-missing", "raise"]
+        arguments += ["--on-missing", "warn" if incomplete else "raise"]
+        if cached is not None:
+            arguments += ["--hidden-states-path", str(cached)]
     else:
         arguments += [
             "--on-missing", "generate",

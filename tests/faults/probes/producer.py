@@ -49,6 +49,7 @@ SCENARIOS: dict[str, _Act] = {
     "errors": planned("500", "500", ""),
     "missing": planned("missing", ""),
     "torn": planned("torn", ""),
+    "hangs": planned("silent", ""),
     "imposter": imposter,
     "refused": planned("400"),
     "kills": planned("drop"),
@@ -93,7 +94,7 @@ def play(folder: Path) -> tuple[dict[str, Any], Any, ScriptedProducer]:
     Dataset.from_list(rows).with_format("torch").save_to_disk(str(folder / "data"))
     server = ScriptedProducer(folder)
     dataset = ArrowDataset(
-        tiny.TOKENS, folder / "data", vllm_endpoint=server.url, request_timeout=20,
+        tiny.TOKENS, folder / "data", vllm_endpoint=server.url, request_timeout=3,
         max_retries=0, generation_validation_retries=0,
     )  # fmt: skip
     answer: dict[str, Any] = {}

@@ -8,9 +8,12 @@ prompt, a promised file that is missing or torn.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import socket
 import threading
+import time
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -33,7 +36,8 @@ class ScriptedProducer:
 
     Attributes:
         plan: prompt -> what is done with its next requests; the last entry is repeated for ever,
-            nothing or "": an answer. drop, 400, 500, missing, torn.
+            nothing or "": an answer. drop, 400, 500, missing, torn, nan, silent (no answer for a
+            minute).
         asked: the prompts it got, short ones of a canary included.
         imposter: something else answers at its address.
     """
@@ -44,6 +48,8 @@ class ScriptedProducer:
         self.asked: list[tuple[int, ...]] = []
         self.imposter = False
         self._number = itertools.count()
+        self._stops: dict[tuple[int, ...], float | None] = {}
+        self._open: set[socket.socket] = set()
         self._server: ThreadingHTTPServer | None = None
         self.port = 0
         self.up()
@@ -56,6 +62,14 @@ class ScriptedProducer:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            def setup(self) -> None:
+                super().setup()
+                outer._open.add(self.connection)
+
+            def finish(self) -> None:
+                outer._open.discard(self.connection)
+                super().finish()
+
             def do_GET(self) -> None:
                 outer._get(self)
 
@@ -78,6 +92,16 @@ class ScriptedProducer:
         if then_up_after_s is not None:
             threading.Timer(then_up_after_s, self.up).start()
 
+    def stop_at(self, prompt: tuple[int, ...], then_up_after_s: float | None = None) -> None:
+        """At the next request with `prompt` it breaks off every connection, as if it was killed."""
+        self._stops[prompt] = then_up_after_s
+
+    def _stop(self, then_up_after_s: float | None) -> None:
+        self.down(then_up_after_s)
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def _get(self, to: BaseHTTPRequestHandler) -> None:
         if self.imposter:
             reply(to, 200, "<html>another program</html>")
@@ -93,11 +117,16 @@ class ScriptedProducer:
             return
         prompt = tuple(body["prompt"])
         self.asked.append(prompt)
+        if prompt in self._stops:
+            self._stop(self._stops.pop(prompt))
+            return
         plan = self.plan.get(prompt, [""])
         manner = plan.pop(0) if len(plan) > 1 else plan[0]
         if manner == "drop":
             to.close_connection = True
             to.connection.close()
+        elif manner == "silent":
+            time.sleep(60)
         elif manner.isdigit():
             reply(to, int(manner), json.dumps({"error": {"message": f"scripted {manner}"}}))
         else:
@@ -106,8 +135,10 @@ class ScriptedProducer:
     def _answer(self, prompt: tuple[int, ...], manner: str) -> dict[str, Any]:
         path = self.folder / f"cmpl-{next(self._number)}.safetensors"
         if manner != "missing":
-            tokens = torch.tensor(prompt)
-            save_file({"hidden_states": states(prompt), "token_ids": tokens}, path)
+            hidden = states(prompt)
+            if manner == "nan":
+                hidden[0, 0, 0] = torch.nan
+            save_file({"hidden_states": hidden, "token_ids": torch.tensor(prompt)}, path)
         if manner == "torn":
             path.write_bytes(path.read_bytes()[:-50])
         choice = {"index": 0, "text": "", "finish_reason": "length", "logprobs": None}
