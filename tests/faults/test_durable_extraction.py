@@ -39,8 +39,9 @@ def test_a_server_that_is_gone_costs_no_sample(
         assert found["asked"] == times, name
     assert unpatched["too_many"]["code"] == 0
     assert patched["too_many"]["code"] == 1
-    assert f"1 of {ROWS} samples could not be had (rows {BAD}), more than 2.0%" in (
-        patched["too_many"]["said"]
+    assert (
+        f"1 of {ROWS} samples could not be had (rows {BAD}), more than 2.0%"
+        in (patched["too_many"]["said"])
     )
     assert patched["torn_before"]["right"] == ALL
 

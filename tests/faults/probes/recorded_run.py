@@ -4,6 +4,7 @@
 
 Appends one JSON line a training batch and a logged step to $RECORD (and the rank). $SLOW_S is slept
 before every training step, so that a test can hit it; $FAIL_AT raises before that batch's step.
+$GROUP_TIMEOUT_S is what a process group waits that is not told otherwise; with $IMPATIENT none is.
 
 With `--zygote` in place of FLAGS it imports everything once, then forks a training process for
 each line {"argv", "env", "log"} on stdin, prints its pid, and when it has ended its exit code.
@@ -11,12 +12,14 @@ each line {"argv", "env", "log"} on stdin, prints its pid, and when it has ended
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
 import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from speculators.models.eagle3.core import Eagle3DraftModel
 from speculators.train import trainer as upstream
 from speculators.train.config import TrainConfig
 
+from speculators_patches import patience
 from speculators_patches.checkpointing import failpoints
 
 try:
@@ -71,6 +75,13 @@ def train(argv: list[str]) -> None:
     Eagle3DraftModel.forward = forward  # type: ignore[method-assign]
     upstream.metric_logger.info = info  # type: ignore[method-assign, assignment]
     write(pid=os.getpid())
+    if "GROUP_TIMEOUT_S" in os.environ:
+        from torch.distributed import distributed_c10d
+
+        short = timedelta(seconds=float(os.environ["GROUP_TIMEOUT_S"]))
+        distributed_c10d.default_pg_timeout = short
+    if "IMPATIENT" in os.environ:
+        patience.groups = contextlib.nullcontext  # type: ignore[assignment]
     main(TrainConfig.resolve(argv))
 
 
