@@ -31,6 +31,8 @@ def blame(error: BaseException, reached: bool = True) -> tuple[Blame, str]:
     if isinstance(error, openai.APIConnectionError):
         unreached = isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout)
         return ("away" if unreached else "struck"), why
+    if type(error).__name__ == "InvalidResponseError" and "kv_transfer_params" in str(error):
+        return "struck", "the answer names no hidden states"
     missing = str(error).startswith("Failed to load hidden states")
     if missing or isinstance(error, SafetensorError | OSError):
         return "struck", f"the file that the server promised cannot be read ({why})"

@@ -7,6 +7,7 @@ here knows upstream; `patches/wait_for_producer` and `patches/durable_extraction
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -176,9 +177,10 @@ class Producer:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             return "what answers there is not vLLM"
         handle = params.get("hidden_states_path") or params.get("handle")
-        if handle:
-            with contextlib.suppress(Exception):  # the sweep of the folder finds it later
-                discard(handle)
+        if not handle:
+            return "what answers there extracts no hidden states"
+        with contextlib.suppress(Exception):  # the sweep of the folder finds it later
+            discard(handle)
         return None
 
     @contextlib.contextmanager
@@ -190,7 +192,12 @@ class Producer:
         """
         name = hashlib.sha256(self.url.encode()).hexdigest()[:12]
         path = Path(tempfile.gettempdir()) / f"speculators_patches-{os.getuid()}-{name}.lock"
-        with path.open("a") as lock:
+        with contextlib.ExitStack() as held:
+            try:
+                lock = held.enter_context(path.open("a"))
+            except OSError:  # no room for it: that is not the sample's fault
+                yield
+                return
             while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -217,6 +224,8 @@ def no_room(folder: Path | None, needed: int) -> str | None:
             os.close(descriptor)
             path.unlink(missing_ok=True)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):  # the server's own folder: it may, we not
+            return None
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(folder).free
             return (

@@ -140,7 +140,7 @@ _synchronize: Any = None
 _setup_distributed: Any = None
 _resolve: Any = None
 _main: Any = None
-_handle: str | None = None  # of the last answer in this process
+_handle: str | None = None  # of the last answer in this process that had one
 
 
 class ProducerGone(stops.RunStopped):
@@ -154,7 +154,6 @@ class SampleAtFault(BaseException):
 def ask(*args: Any, **kwargs: Any) -> Any:
     """Upstream's request, tried once; remembers where the answer is stored."""
     global _handle
-    _handle = None
     answer = _ask(*args, **(kwargs | {"max_retries": 0}))
     _handle = answer[0] if isinstance(answer, tuple) else answer
     return answer

@@ -23,7 +23,7 @@ from speculators_patches import apply
 from tests.faults import tiny
 from tests.faults.probes.scripted_producer import ScriptedProducer, states
 
-ROWS = 12
+ROWS = 13
 _Act = Callable[[ScriptedProducer, tuple[int, ...]], None]
 
 
@@ -42,6 +42,12 @@ def imposter(server: ScriptedProducer, prompt: tuple[int, ...]) -> None:
     threading.Timer(1.0, setattr, (server, "imposter", False)).start()
 
 
+def plain(server: ScriptedProducer, _: tuple[int, ...]) -> None:
+    """Another vLLM has its port for a while."""
+    server.plain = True
+    threading.Timer(1.0, setattr, (server, "plain", False)).start()
+
+
 SCENARIOS: dict[str, _Act] = {
     "sound": lambda server, prompt: None,
     "down": down,
@@ -51,6 +57,7 @@ SCENARIOS: dict[str, _Act] = {
     "torn": planned("torn", ""),
     "hangs": planned("silent", ""),
     "imposter": imposter,
+    "plain": plain,
     "refused": planned("400"),
     "kills": planned("drop"),
     "fails": planned("500"),

@@ -40,13 +40,14 @@ class ScriptedProducer:
             minute).
         asked: the prompts it got, short ones of a canary included.
         imposter: something else answers at its address.
+        plain: what answers is vLLM, and was not started to extract hidden states.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.plan: dict[tuple[int, ...], list[str]] = {}
         self.asked: list[tuple[int, ...]] = []
-        self.imposter = False
+        self.imposter = self.plain = False
         self._number = itertools.count()
         self._stops: dict[tuple[int, ...], float | None] = {}
         self._open: set[socket.socket] = set()
@@ -134,18 +135,19 @@ class ScriptedProducer:
 
     def _answer(self, prompt: tuple[int, ...], manner: str) -> dict[str, Any]:
         path = self.folder / f"cmpl-{next(self._number)}.safetensors"
-        if manner != "missing":
+        if manner != "missing" and not self.plain:
             hidden = states(prompt)
             if manner == "nan":
                 hidden[0, 0, 0] = torch.nan
             save_file({"hidden_states": hidden, "token_ids": torch.tensor(prompt)}, path)
         if manner == "torn":
             path.write_bytes(path.read_bytes()[:-50])
+        stored = {} if self.plain else {"hidden_states_path": str(path)}
         choice = {"index": 0, "text": "", "finish_reason": "length", "logprobs": None}
         return {
             "id": "cmpl", "object": "text_completion", "created": 0, "model": "body",
             "choices": [choice | {"prompt_token_ids": list(prompt)}],
-            "kv_transfer_params": {"hidden_states_path": str(path)},
+            "kv_transfer_params": stored or None,
         }  # fmt: skip
 
 
