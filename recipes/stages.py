@@ -17,7 +17,7 @@ from recipes import upstream
 from recipes.bench_stage import answer_once, bench, bench_prompts
 from recipes.config import Recipe
 from recipes.extract_stage import Extracted, extract
-from recipes.prepare_stage import prepare
+from recipes.prepare_stage import prepare, prepared
 from recipes.process import StageError
 from recipes.regenerate_stage import regenerate
 from recipes.regenerate_stage import server as answering_server
@@ -70,7 +70,7 @@ def train(ctx: Context) -> None:
     with stage(ctx, "train", made_from) as work:
         if work is None:
             return
-        data = ctx.run.stage_dir("prepare") / "dataset"
+        data = prepared(ctx, source)
         checkpoints = work.folder / "checkpoints"
         hidden_states = extraction_folder(ctx.run)
         hidden_states.mkdir(parents=True, exist_ok=True)

@@ -39,8 +39,9 @@ class Run:
         self.place, self.run = place, RunFolder(folder)
         self.states = folder / "extract" / "hidden_states"
         self.shown = io.StringIO()
-        shutil.copytree(data, self.run.begin("prepare", {}) / "dataset")
-        self.run.finish("prepare", {}, 0.0, rows=ROWS, output="rows")
+        rows = self.run.begin("prepare", {}) / "dataset"
+        shutil.copytree(data, rows)
+        self.run.finish("prepare", {}, 0.0, rows=ROWS, output=file_digest(rows))
 
     def train(self, disturb: Callable[[ServerPool], None] | None = None, **changed: str) -> None:
         settings = {

@@ -15,7 +15,7 @@ from rich.console import Console
 from recipes import stages, vllm_server
 from recipes.config import resolve
 from recipes.display import Display
-from recipes.run_folder import RunFolder
+from recipes.run_folder import RunFolder, file_digest
 from recipes.servers import ServerPool
 from recipes.stage import Context
 from tests.e2e.watched_training import ROWS, Place, wait_until
@@ -31,8 +31,9 @@ pytestmark = [
 def prepared(folder: Path, place: Place) -> RunFolder:
     """A run folder in which `prepare` is done."""
     run = RunFolder(folder)
-    shutil.copytree(place.data, run.begin("prepare", {}) / "dataset")
-    run.finish("prepare", {}, 0.0, rows=ROWS, output="rows")
+    rows = run.begin("prepare", {}) / "dataset"
+    shutil.copytree(place.data, rows)
+    run.finish("prepare", {}, 0.0, rows=ROWS, output=file_digest(rows))
     return run
 
 
