@@ -1,7 +1,9 @@
 """A stage is done only when it finished from the same inputs; other work is set aside, not lost."""
 
 import json
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,7 +11,7 @@ from recipes.config import Recipe
 from recipes.display import Display
 from recipes.prepare_stage import prepared
 from recipes.process import StageError
-from recipes.run_folder import RunFolder, file_digest
+from recipes.run_folder import RunFolder, digest, file_digest, write_atomically
 from recipes.servers import ServerPool
 from recipes.stage import Context
 
