@@ -1,4 +1,4 @@
-"""The recipe's own train stage with a vLLM that is killed under it, or a run folder without room."""
+"""The recipe's own train stage: its vLLM is killed, or its run folder has no room for a while."""
 
 from __future__ import annotations
 
