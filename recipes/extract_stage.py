@@ -21,6 +21,7 @@ from recipes.stage import Context, body_identity, stage
 from recipes.vllm_server import Endpoint
 
 STAGE = "extract"
+_LOOK_EVERY_S = 2.0  # at a folder of tens of thousands of files
 # What the hidden states depend on, besides the body and the rows.
 SETTINGS = ("target_layers", "body_layers", "dtype", "vllm_extra")
 
@@ -68,10 +69,13 @@ def extract(
         if work is not None:
             folder.mkdir(exist_ok=True)
             began, before = time.monotonic(), len(_files(folder))
+            looked, have = began, before
 
             def show() -> None:
+                nonlocal looked, have
                 ctx.servers.check_watched()
-                have = len(_files(folder))
+                if time.monotonic() - looked >= _LOOK_EVERY_S:
+                    looked, have = time.monotonic(), len(_files(folder))
                 rate = (have - before) / max(time.monotonic() - began, 1e-9)
                 left = f", about {(rows - have) / rate / 60:.0f} min left" if rate else ""
                 status = ctx.servers.status()
