@@ -144,7 +144,8 @@ async def ask(client: Any, model: str, item: Mapping[str, Any], **options: Any) 
                 answer = await _ask(client, model, item, **options | {"max_retries": 0})
                 path = Path(answer[0] if isinstance(answer, tuple) else answer)
                 run.folder = path.parent
-                run.producer.answered(await asyncio.to_thread(_sound, path, tokens))
+                limit = options.get("timeout") or 120.0
+                run.producer.answered(await asyncio.to_thread(_sound, path, tokens, limit))
                 return answer
         except TimeoutError as error:  # upstream's own, around the request
             whose, why = "struck", f"no answer in time ({type(error).__name__})"
@@ -162,8 +163,11 @@ async def ask(client: Any, model: str, item: Mapping[str, Any], **options: Any) 
             await run.wait(recoveries, why, tokens)
 
 
-def _sound(path: Path, tokens: list[int]) -> dict[str, Any]:
-    """The sample (hidden_states [tokens, layers, hidden], token_ids [tokens]) in a finished file.
+def _sound(path: Path, tokens: list[int], limit: float) -> dict[str, Any]:
+    """The sample (hidden_states [tokens, layers, hidden], token_ids [tokens]) in a file.
+
+    Args:
+        limit: seconds that the server may take to write it.
 
     Raises:
         Exception: it cannot be read, or does not fit; it is removed then.
@@ -174,7 +178,7 @@ def _sound(path: Path, tokens: list[int]) -> dict[str, Any]:
     from speculators_patches.patches.cached_sample_errors import wait_until_unlocked
 
     try:
-        wait_until_unlocked(Path(f"{path}.lock"))
+        wait_until_unlocked(Path(f"{path}.lock"), limit)
         loaded: dict[str, Any] = load_file(path)
         check_hidden_states(loaded, tokens)
         with path.open("rb") as file:

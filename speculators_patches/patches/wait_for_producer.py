@@ -29,6 +29,7 @@ is gone for good before the next step, not at every 50th as upstream, so that no
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -152,10 +153,20 @@ class SampleAtFault(BaseException):
 
 
 def ask(*args: Any, **kwargs: Any) -> Any:
-    """Upstream's request, tried once; remembers where the answer is stored."""
+    """Upstream's request, tried once; remembers where the answer is stored.
+
+    Returns when its file is written, or has not been for as long as the request may take:
+    upstream's 10 s for that make a slow disk a failure.
+    """
+    from speculators_patches.patches.cached_sample_errors import wait_until_unlocked
+
     global _handle
     answer = _ask(*args, **(kwargs | {"max_retries": 0}))
-    _handle = answer[0] if isinstance(answer, tuple) else answer
+    handle = answer[0] if isinstance(answer, tuple) else answer
+    _handle = handle
+    if Path(handle).is_absolute():
+        with contextlib.suppress(OSError):  # upstream finds it out
+            wait_until_unlocked(Path(f"{handle}.lock"), kwargs.get("timeout") or 120.0)
     return answer
 
 

@@ -12,7 +12,7 @@ from tests.compat import running
 from tests.faults.test_interruptible_retries import wait_for, waiting_run
 
 # hangs: one request, while the server answers the others; the client's time-out bounds it.
-ENDURED = ("down", "dropped", "errors", "missing", "torn", "hangs", "imposter", "plain")
+ENDURED = ("down", "dropped", "errors", "missing", "torn", "hangs", "slow", "imposter", "plain")
 AT_FAULT = ("refused", "kills", "fails")
 
 

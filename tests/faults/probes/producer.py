@@ -23,7 +23,7 @@ from speculators_patches import apply
 from tests.faults import tiny
 from tests.faults.probes.scripted_producer import ScriptedProducer, states
 
-ROWS = 13
+ROWS = 14
 _Act = Callable[[ScriptedProducer, tuple[int, ...]], None]
 
 
@@ -56,6 +56,7 @@ SCENARIOS: dict[str, _Act] = {
     "missing": planned("missing", ""),
     "torn": planned("torn", ""),
     "hangs": planned("silent", ""),
+    "slow": planned("slow"),
     "imposter": imposter,
     "plain": plain,
     "refused": planned("400"),
@@ -115,6 +116,9 @@ def play(folder: Path) -> tuple[dict[str, Any], Any, ScriptedProducer]:
 
 def main() -> None:
     tiny.quiet()
+    from hs_connectors import transfer
+
+    transfer.wait_for_lock.__defaults__ = (0.5, 0.1)  # of 10 s, so that a test is as quick
     folders = [Path(sys.argv[1]) / name for name in ("unpatched", "patched")]
     for folder in folders:
         folder.mkdir()

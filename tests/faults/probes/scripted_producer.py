@@ -9,6 +9,7 @@ prompt, a promised file that is missing or torn.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import socket
@@ -24,6 +25,8 @@ from safetensors.torch import save_file
 
 from tests.faults import tiny
 
+SLOW_S = 1.2
+
 
 def states(prompt: Sequence[int]) -> torch.Tensor:
     """[tokens, 4, hidden] bf16, a function of the prompt."""
@@ -37,7 +40,7 @@ class ScriptedProducer:
     Attributes:
         plan: prompt -> what is done with its next requests; the last entry is repeated for ever,
             nothing or "": an answer. drop, 400, 500, missing, torn, nan, silent (no answer for a
-            minute).
+            minute), slow (an answer at once, its file, locked, after SLOW_S).
         asked: the prompts it got, short ones of a canary included.
         imposter: something else answers at its address.
         plain: what answers is vLLM, and was not started to extract hidden states.
@@ -135,7 +138,11 @@ class ScriptedProducer:
 
     def _answer(self, prompt: tuple[int, ...], manner: str) -> dict[str, Any]:
         path = self.folder / f"cmpl-{next(self._number)}.safetensors"
-        if manner != "missing" and not self.plain:
+        if manner == "slow":
+            threading.Thread(target=self._write_slowly, args=(path, prompt), daemon=True).start()
+            while not path.with_name(f"{path.name}.lock").exists():
+                time.sleep(0.01)
+        elif manner != "missing" and not self.plain:
             hidden = states(prompt)
             if manner == "nan":
                 hidden[0, 0, 0] = torch.nan
@@ -149,6 +156,13 @@ class ScriptedProducer:
             "choices": [choice | {"prompt_token_ids": list(prompt)}],
             "kv_transfer_params": stored or None,
         }  # fmt: skip
+
+    def _write_slowly(self, path: Path, prompt: Sequence[int]) -> None:
+        with path.with_name(f".{path.name}.new").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            Path(lock.name).rename(path.with_name(f"{path.name}.lock"))
+            time.sleep(SLOW_S)
+            save_file({"hidden_states": states(prompt), "token_ids": torch.tensor(prompt)}, path)
 
 
 def reply(to: BaseHTTPRequestHandler, status: int, text: str) -> None:
