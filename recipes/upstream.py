@@ -18,6 +18,7 @@ from packaging.version import Version
 from recipes.config import Recipe
 
 FIRST_WITH_ENTRYPOINTS = Version("0.8.0")
+FIRST_THAT_SKIPS_FREQUENCIES = Version("0.9.0")
 
 
 class UpstreamError(RuntimeError):
@@ -119,7 +120,8 @@ def prepare(recipe: Recipe, *, responses: Path, output: Path) -> list[str]:
     """argv: rows with token ids -> an Arrow data set and token frequencies.
 
     The frequencies are asked for: since 0.9 upstream skips them unless told otherwise, and then
-    ignores --draft-vocab-size in training. No --render-endpoint: the rows carry their token ids.
+    ignores --draft-vocab-size in training; 0.8 always makes them and does not know the flag. No
+    --render-endpoint: the rows carry their token ids.
     """
     arguments = [
         "prepare-data",
@@ -129,8 +131,10 @@ def prepare(recipe: Recipe, *, responses: Path, output: Path) -> list[str]:
         "--seq-length", str(recipe.seq_len),
         "--seed", str(recipe.seed),
         "--num-preprocessing-workers", "1" if recipe.samples <= 2000 else "8",
-        "--no-skip-token-freq",
     ]  # fmt: skip
+    version = installed("speculators")
+    if version is None or version >= FIRST_THAT_SKIPS_FREQUENCIES:
+        arguments.append("--no-skip-token-freq")
     if recipe.minimum_valid_tokens is not None:
         arguments += ["--minimum-valid-tokens", str(recipe.minimum_valid_tokens)]
     return _patched("speculators", arguments)
