@@ -60,11 +60,13 @@ class Producer:
         self.wait_s = wait_s
         self.gone: str | None = None  # the sentence, once it has been gone for too long
         self._since: float | None = None  # of the first failure without an answer after it
+        self.has_answered = False
         self._said = 0.0  # when the log was last told of the wait
         self._bytes_per_token = _BYTES_PER_TOKEN
 
     def answered(self, sample: dict[str, Any]) -> None:
         """Hidden states have been had; what went wrong before is over."""
+        self.has_answered = True
         states = sample.get("hidden_states")
         if states is not None and len(states):
             self._bytes_per_token = max(1, states.numel() * states.element_size() // len(states))

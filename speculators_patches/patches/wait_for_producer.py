@@ -197,6 +197,11 @@ def generate_once(self: Any, *args: Any) -> Any:
         except Exception as error:
             # Without a client not even the model's name could be had.
             whose, why = blame(error, reached=self.client is not None)
+            is_another = "explicit model name" in why and not producer.has_answered
+            # One that extracts, and never was ours: there is nothing to wait for.
+            if is_another and producer.problem(tokens[:4], discard) is None:
+                producer.gone = f"{producer.url} is not the verifier's server: {why}"
+                raise Gone(producer.gone) from error
             if whose == "other":
                 raise
             if whose == "refused" and producer.problem(tokens[:4], discard) is not None:

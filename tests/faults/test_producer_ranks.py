@@ -33,9 +33,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[ScriptedProducer]:
+def server(work: Path, tmp_path: Path) -> Iterator[ScriptedProducer]:
     (tmp_path / "states").mkdir()
-    producer = ScriptedProducer(tmp_path / "states")
+    producer = ScriptedProducer(tmp_path / "states", str(work / "verifier"))
     yield producer
     producer.down()
 
@@ -63,7 +63,7 @@ class Run(Training):
 def undisturbed(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "states").mkdir()
-    producer = ScriptedProducer(folder / "states")
+    producer = ScriptedProducer(folder / "states", str(work / "verifier"))
     run = Run(work, folder / "run", producer)
     assert run.end() == 0, run.said()[-3000:]
     run.prompts = list(producer.asked)  # type: ignore[attr-defined]

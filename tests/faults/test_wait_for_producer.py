@@ -39,6 +39,9 @@ def test_a_server_that_is_gone_costs_no_sample(
         assert times == (1 if name == "refused" else 3), name
     # Those of canaries are gone; a torn one was removed by upstream.
     assert found["left"] == []
+    # Not waited for: nothing would change.
+    assert found["wrong_model"].startswith("unavailable True True producer gone: http://127.0.0.1:")
+    assert "explicit model name was passed (another)" in found["wrong_model"]
     assert found["gone"]["kind"] == "ProducerGone"
     assert found["gone"]["text"].startswith("no hidden states from http://127.0.0.1:")
     assert "nothing accepts connections there" in found["gone"]["text"]

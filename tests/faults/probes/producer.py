@@ -92,6 +92,16 @@ def gone_for_good(dataset: Any, server: ScriptedProducer) -> dict[str, Any]:
     return {}
 
 
+def wrong_model(folder: Path, server: ScriptedProducer) -> str:
+    """What a training is told whose endpoint extracts another model's hidden states."""
+    from speculators.train.data import ArrowDataset
+
+    dataset = ArrowDataset(
+        tiny.TOKENS, folder / "data", vllm_endpoint=server.url, model="another", max_retries=0
+    )
+    return show(dataset, 0, ())
+
+
 def play(folder: Path) -> tuple[dict[str, Any], Any, ScriptedProducer]:
     """Every scenario once: name -> [what came of it, how often the sample was asked for]."""
     from datasets import Dataset
@@ -125,6 +135,7 @@ def main() -> None:
     unpatched, _, _ = play(folders[0])
     apply(only=sys.argv[2:])
     patched, dataset, server = play(folders[1])
+    patched["wrong_model"] = wrong_model(folders[1], server)
     patched["gone"] = gone_for_good(dataset, server)
     print(json.dumps([unpatched, patched]), flush=True)
     os._exit(0)  # timers and server threads have nothing left to say

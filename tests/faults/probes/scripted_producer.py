@@ -46,8 +46,8 @@ class ScriptedProducer:
         plain: what answers is vLLM, and was not started to extract hidden states.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, model: str = "body") -> None:
+        self.folder, self.model = folder, model
         self.plan: dict[tuple[int, ...], list[str]] = {}
         self.asked: list[tuple[int, ...]] = []
         self.imposter = self.plain = False
@@ -110,7 +110,7 @@ class ScriptedProducer:
         if self.imposter:
             reply(to, 200, "<html>another program</html>")
         elif to.path.endswith("/models"):
-            reply(to, 200, json.dumps({"object": "list", "data": [_MODEL]}))
+            reply(to, 200, json.dumps({"object": "list", "data": [_MODEL | {"id": self.model}]}))
         else:
             reply(to, 200, "")
 
@@ -174,4 +174,4 @@ def reply(to: BaseHTTPRequestHandler, status: int, text: str) -> None:
     to.wfile.write(data)
 
 
-_MODEL = {"id": "body", "object": "model", "created": 0, "owned_by": "test"}
+_MODEL = {"object": "model", "created": 0, "owned_by": "test"}
