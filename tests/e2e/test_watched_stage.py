@@ -127,5 +127,7 @@ def test_a_run_folder_without_room_for_a_while_is_no_end(
 
     assert one.train(fill) == undisturbed
     said = one.run.log("train").read_text(errors="replace")
-    assert "bytes of output are lost, as the disk was full" in said
+    # Which of them is met first is chance; some lines may be what was lost.
+    signs = ("bytes of output are lost", "was not saved", "Training waits for it")
+    assert any(sign in said for sign in signs), said[-3000:]
     assert "is left out" not in said
