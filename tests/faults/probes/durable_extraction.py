@@ -37,8 +37,8 @@ def planned(*manners: str) -> _Act:
 
 
 def away(server: ScriptedProducer, prompts: _Prompts, _: Path) -> None:
-    """It dies with several requests under way, and is back two seconds later."""
-    server.stop_at(prompts[BAD], then_up_after_s=2.0)
+    """It dies with several requests under way, and is back a second later."""
+    server.stop_at(prompts[BAD], then_up_after_s=1.0)
 
 
 def gone(server: ScriptedProducer, prompts: _Prompts, _: Path) -> None:
@@ -47,7 +47,7 @@ def gone(server: ScriptedProducer, prompts: _Prompts, _: Path) -> None:
 
 def late(server: ScriptedProducer, _: _Prompts, __: Path) -> None:
     """Not up yet when the command starts."""
-    server.down(then_up_after_s=2.0)
+    server.down(then_up_after_s=1.0)
 
 
 def torn(server: ScriptedProducer, prompts: _Prompts, out: Path) -> None:
@@ -85,7 +85,7 @@ def command(server: ScriptedProducer, data: Path, out: Path, **options: Any) -> 
         try:
             generate_offline_data(
                 endpoint=server.url, preprocessed_data=str(data), output=str(out), concurrency=2,
-                request_timeout=3.0, max_retries=0, **options,
+                request_timeout=2.0, max_retries=0, **options,
             )  # fmt: skip
         except SystemExit as end:
             code = end.code
