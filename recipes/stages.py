@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from recipes import upstream
 from recipes.bench_stage import answer_once, bench, bench_prompts
 from recipes.config import Recipe
-from recipes.prepare_stage import prepare
+from recipes.extract_stage import Extracted, extract
+from recipes.prepare_stage import prepare, prepared
 from recipes.process import StageError
 from recipes.regenerate_stage import regenerate
 from recipes.regenerate_stage import server as answering_server
@@ -30,7 +32,7 @@ from recipes.stage import (
     stage,
     trained_drafter,
 )
-from recipes.vllm_server import ServerSpec, command
+from recipes.vllm_server import Endpoint, ServerSpec, command
 
 
 def train(ctx: Context) -> None:
@@ -68,7 +70,7 @@ def train(ctx: Context) -> None:
     with stage(ctx, "train", made_from) as work:
         if work is None:
             return
-        data = ctx.run.stage_dir("prepare") / "dataset"
+        data = prepared(ctx, source)
         checkpoints = work.folder / "checkpoints"
         hidden_states = extraction_folder(ctx.run)
         hidden_states.mkdir(parents=True, exist_ok=True)
@@ -83,31 +85,24 @@ def train(ctx: Context) -> None:
             if note:
                 work.activity.update(note)
 
-        def argv(endpoint: str | None) -> list[str]:
+        def argv(endpoint: str | None, extracted: Extracted | None = None) -> list[str]:
             return upstream.train(
                 recipe,
                 data=data,
                 output=checkpoints,
                 logs=work.folder / "logs",
                 endpoint=endpoint,
+                cached=extracted.folder if extracted is not None else None,
+                incomplete=extracted is not None and extracted.missing > 0,
             )
 
-        def lease() -> Any:
+        def lease() -> AbstractContextManager[Endpoint]:
             (spec,) = servers_of(ctx, "train")
             watch = watching(recipe, ctx.display.line)
             return ctx.servers.lease(spec, recipe.train_endpoint, watch=watch)
 
         if recipe.hidden_states == "offline":
-            cached = data / "hidden_states"
-            if len(list(cached.glob("hs_*.safetensors"))) < int(source["rows"]):
-                with lease() as server:
-                    work.command(
-                        upstream.extract_offline(
-                            recipe, endpoint=server.base_url, data=data, output=cached
-                        ),
-                        show,
-                    )
-            work.command(argv(None), show)
+            work.command(argv(None, extract(ctx, source, data, lease)), show)
         else:
             with lease() as server:
                 work.command(argv(server.base_url), show)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import Any, NoReturn
 
-from speculators_patches import workers
+from speculators_patches import output, workers
 from speculators_patches.overlay import PatchRefused, UnknownPatch, apply, defaults
 
 
@@ -65,6 +65,7 @@ def run_patched(
 def run(program: Program) -> None:
     """Runs `program` as `__main__`; its exceptions, SystemExit included, pass through."""
     _set_first_path(program)
+    output.endure_a_full_disk()
     try:
         main, code = _prepare(program)
     except ProgramNotFound as error:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from speculators_patches import finite
+from speculators_patches import finite, patience
 from speculators_patches.checkpointing import names, rng
 from speculators_patches.checkpointing.coordinator import Alone, Coordinator, Gloo, brief
 from speculators_patches.checkpointing.cursor import Cursor
@@ -29,7 +29,8 @@ from speculators_patches.step_checkpoints.stopping import Interrupted, Signals
 
 logger = logging.getLogger("speculators")
 
-# A rank may wait this long for the slowest one's batch; upstream's own limit for gloo.
+# A rank may wait this long for the slowest one's batch: torch's limit for gloo, or longer where the
+# producer is waited for longer.
 _RANKS_TIMEOUT_S = 1800.0
 # On the way down after an error the other ranks may be gone or stuck.
 _LAST_CALL_S = 20.0
@@ -67,7 +68,7 @@ class Run:
         ranks: Coordinator = Alone()
         self._last_call: Coordinator | None = None
         if trainer.is_distributed:
-            ranks = Gloo(_RANKS_TIMEOUT_S)
+            ranks = Gloo(max(_RANKS_TIMEOUT_S, patience.group_timeout().total_seconds()))
             self._last_call = Gloo(_LAST_CALL_S)
         self._noise, noise_fields = noise.install(trainer.train_loader)
         root = trainer.checkpointer.path / names.STORE

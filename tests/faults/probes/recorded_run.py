@@ -6,6 +6,7 @@ Appends one JSON line a training batch and a logged step to $RECORD (and the ran
 before every training step, so that a test can hit it; $FAIL_AT raises before that batch's step.
 $POISON_AT puts a NaN into a weight before it. $NO_FOLDER_FOR is an epoch whose folder meets a
 full disk; $VALIDATION_LOSSES are those of the epochs in turn, whatever was computed.
+$GROUP_TIMEOUT_S is what a process group waits that is not told otherwise; with $IMPATIENT none is.
 
 With `--zygote` in place of FLAGS it imports everything once, then forks a training process for
 each line {"argv", "env", "log"} on stdin, prints its pid, and when it has ended its exit code.
@@ -13,6 +14,7 @@ each line {"argv", "env", "log"} on stdin, prints its pid, and when it has ended
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -20,6 +22,7 @@ import os
 import sys
 import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ from speculators.train import trainer as upstream
 from speculators.train.checkpointer import SingleGPUCheckpointer
 from speculators.train.config import TrainConfig
 
+from speculators_patches import patience
 from speculators_patches.checkpointing import failpoints
 
 try:
@@ -94,6 +98,13 @@ def train(argv: list[str]) -> None:
     SingleGPUCheckpointer.save_checkpoint = save  # type: ignore[method-assign]
     upstream.Trainer.val_epoch = validate  # type: ignore[method-assign]
     write(pid=os.getpid())
+    if "GROUP_TIMEOUT_S" in os.environ:
+        from torch.distributed import distributed_c10d
+
+        short = timedelta(seconds=float(os.environ["GROUP_TIMEOUT_S"]))
+        distributed_c10d.default_pg_timeout = short
+    if "IMPATIENT" in os.environ:
+        patience.groups = contextlib.nullcontext  # type: ignore[assignment]
     main(TrainConfig.resolve(argv))
 
 
