@@ -3,7 +3,8 @@
 Per workload and concurrency the candidate is the n with the highest speedup; among those that are
 not shown to be slower than it (its point lies in their interval) the smallest n is taken, which
 needs less memory and loses less when the traffic is harder than the bench. It is recommended only
-if its interval lies above 1. Arms that were refused are no candidates.
+if its interval lies above 1. Arms that may not be trusted (degenerate text, other answers than
+without speculation, a server that failed) are no candidates, however fast.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ class ChoiceError(ValueError):
 
 @dataclass(frozen=True)
 class Measured:
-    """One arm at one n: its speed over no speculation on the same prompts, and what refused it."""
+    """One arm at one n: its speed over no speculation on the same prompts; `barred`: why not to
+    serve with it whatever its speed, "" if nothing is against it."""
 
     arm: str
     n: int
     workload: str
     concurrency: int
     speedup: Interval
-    refused: bool = False
+    barred: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,8 @@ def choose_n(rows: Sequence[Measured]) -> Choice:
     def nothing(why: str) -> Choice:
         return Choice(arm, workload, concurrency, 0, None, f"do not speculate here: {why}")
 
-    usable = [r for r in rows if r.n > 0 and not r.refused and r.speedup.value > 0]
-    refused = sorted({r.n for r in rows if r.refused})
-    note = f" (n = {', '.join(map(str, refused))} refused: degenerate text)" if refused else ""
+    usable = [r for r in rows if r.n > 0 and not r.barred and r.speedup.value > 0]
+    note = _barred(rows)
     if not usable:
         return nothing(f"no arm with usable answers{note}")
     if min(r.speedup.prompts for r in usable) < FEWEST_PROMPTS:
@@ -87,6 +88,16 @@ def choose_n(rows: Sequence[Measured]) -> Choice:
     if taken.n != best.n:
         reason += f"; n = {best.n} reached {best.speedup.value:.2f}x, not shown to be faster"
     return Choice(arm, workload, concurrency, taken.n, taken.speedup, reason + note)
+
+
+def _barred(rows: Sequence[Measured]) -> str:
+    reasons = dict.fromkeys(r.barred for r in rows if r.barred)
+    parts = [
+        f"n = {', '.join(str(n) for n in sorted({r.n for r in rows if r.barred == why}))} "
+        f"refused: {why}"
+        for why in reasons
+    ]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def choose_all(rows: Sequence[Measured]) -> list[Choice]:
