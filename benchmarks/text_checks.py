@@ -148,6 +148,8 @@ def _shares(text: str, cut: list[str], norm: float, t: Thresholds) -> Iterable[F
             "few_distinct", distinct, t.distinct,
             f"only {round(distinct * 200)} different words among 200 in a row",
         )  # fmt: skip
+    if sum(not u.isascii() for u in cut) < len(cut) / 4:
+        norm = min(norm, COMPRESSION_NORMS["english"])  # a Chinese prompt answered in English
     compressed = compressed_share(text)
     if compressed is not None and compressed < t.compression * norm:
         yield Finding(

@@ -27,6 +27,7 @@ _LONGEST_WORD = 40
 _LONG_RUN = re.compile(r"(.)\1{4,}", re.DOTALL)
 _BLANK = re.compile(r"\s{2,}")
 # Invisible joiners and variation selectors: a heart with one of them is a heart.
+_SELECTOR = re.compile("[\u200d\ufe00-\ufe0f]")
 _INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff\ufe00-\ufe0f]")
 # Pictures that stand for words; box drawing, squares and stars make boards and ratings instead.
 _PICTURE = re.compile("[\U0001f300-\U0001f64f\U0001f680-\U0001f6ff\U0001f900-\U0001faff]")
@@ -215,7 +216,7 @@ def _windows(whole: Any, size: int) -> Iterator[Any]:
 def longest_run(text: str) -> tuple[str, int]:
     """The character that stands longest in a row, whitespace aside, and how long."""
     best, length = "", 0
-    for char, group in groupby(text):
+    for char, group in groupby(_SELECTOR.sub("", text)):
         count = sum(1 for _ in group)
         if count > length and not char.isspace():
             best, length = char, count

@@ -19,8 +19,8 @@ from benchmarks.acceptance import main
 from benchmarks.asking import Cell, answer
 from benchmarks.client import Client
 from benchmarks.prompts import load_workload
-from benchmarks.runner import served_model
 from benchmarks.schema import ArmSpec, load
+from benchmarks.served import served
 from recipes import vllm_server
 from recipes.vllm_server import Server, ServerSpec
 from tests.e2e import looping_body
@@ -158,7 +158,7 @@ def test_differences_of_the_counters_are_the_requests_own_counts(
     url = servers[3].partition("=")[2]
     prompts = load_workload(folder / "prompts.jsonl")
     own = Cell(ArmSpec("lookup", N), 0.0, 1, 0, 64, 0, by_request=True)
-    with Client(url, served_model(url), raw=True) as client:
+    with Client(url, served(url).model, raw=True) as client:
         first = answer(client, own, prompts, lambda _: None)
         second = answer(client, replace(own, by_request=False), prompts, lambda _: None)
     assert {r.counted_by for r in first} == {"request"}
