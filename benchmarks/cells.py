@@ -70,20 +70,23 @@ def accepted_by_position(rows: Sequence[RequestRow]) -> list[int]:
 
 
 def tokens_per_second(rows: Sequence[RequestRow], bad: Collection[str] = ()) -> float | None:
-    """Aggregate tok/s: tokens over the time from each block's first start to its last end.
+    """Aggregate tok/s without the answers to the prompts in `bad`; None if nothing is left.
 
-    Answers to the prompts in `bad` give no tokens; the time they took is taken out where requests
-    were sent one at a time. None if nothing is left.
+    One at a time: tokens over the requests' seconds. Several at once: tokens over the time from
+    each block's first start to its last end, in which the bad ones took part.
     """
-    tokens = sum(r.completion_tokens for r in rows if r.prompt_id not in bad)
+    kept = [r for r in rows if r.prompt_id not in bad]
     blocks: dict[int, list[RequestRow]] = defaultdict(list)
     for r in rows:
         blocks[r.block].append(r)
-    seconds = sum(
-        max(r.started_s + r.seconds for r in b) - min(r.started_s for r in b)
-        for b in blocks.values()
-    )
-    seconds -= sum(r.seconds for r in rows if r.prompt_id in bad and r.concurrency == 1)
+    if all(r.concurrency == 1 for r in rows):
+        seconds = sum(r.seconds for r in kept)
+    else:
+        seconds = sum(
+            max(r.started_s + r.seconds for r in b) - min(r.started_s for r in b)
+            for b in blocks.values()
+        )
+    tokens = sum(r.completion_tokens for r in kept)
     return tokens / seconds if tokens and seconds > 0 else None
 
 

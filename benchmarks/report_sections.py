@@ -102,13 +102,26 @@ def _speed(summary: dict[str, Any]) -> Section:
             )
     return Section(
         "Speed",
-        ("Ratios are to no speculation, paired by prompt, with 95 % intervals.",),
+        (
+            "Ratios are to no speculation, paired by prompt, with 95 % intervals."
+            + _of_many(len(words)),
+        ),
         ("arm", "workload", "T", "at once", "prompts", "tok/s", "ratio", "low", "high",
          "first token, s", "between tokens, s"),
         tuple(rows),
         "tokens_per_s.png",
         tuple(words),
     )  # fmt: skip
+
+
+def _of_many(intervals: int) -> str:
+    """What many intervals do to the surest of them."""
+    if intervals < 10:
+        return ""
+    return (
+        f" There are {intervals}: about {intervals / 20:.0f} of such intervals miss the truth by "
+        "chance, so look for what holds in neighbouring lines."
+    )
 
 
 def _acceptance(summary: dict[str, Any]) -> Section:
