@@ -68,7 +68,7 @@ def test_the_smoke_bench_finds_the_decay_and_the_recovery(run_folder: Path, tmp_
     a = {"method": "eagle3", "model": str(drafter(run_folder / "vanilla"))}
     elsewhere = json.dumps({**a, "body": str(run_folder / "bodies" / "vanilla")})
     done = bench(
-        run_folder, tmp_path, "--smoke", "--n", "4", "--temperature", "0",
+        run_folder, tmp_path, "--smoke", "--n", "4", "--temperature", "0", "0.7",
         "--eagle3", f"A on abliterated={a['model']}",
         "--eagle3", f"B on abliterated={drafter(run_folder)}",
         "--arm", f"A on vanilla={elsewhere}",
@@ -80,18 +80,19 @@ def test_the_smoke_bench_finds_the_decay_and_the_recovery(run_folder: Path, tmp_
     assert len({(c["arm"], c["n"]) for c in summary["cells"]}) == 2 + 3 * 4
     assert all(c["speedup"]["prompts"] == 8 for c in summary["cells"] if c["n"])
     for c in summary["cells"]:
-        if c["n"]:
+        if c["n"] and c["temperature"] == 0:
             assert c["lossless"]["unit"] == "tokens"
             assert c["lossless"]["unexplained"] == 0
-    pairs = {
-        (p["arm"], p["against"]): p["acceptance"][0]
-        for p in summary["pairs"]
-        if p["workload"] == "refused"
-    }
-    lost = pairs["A on vanilla", "A on abliterated"]
-    back = pairs["B on abliterated", "A on abliterated"]
-    assert lost["low"] > 0.1
-    assert back["low"] > 0.1
+        elif c["n"]:
+            assert not c["distribution"]["changes_answers"]
+    for temperature in (0, 0.7):
+        pairs = {
+            (p["arm"], p["against"]): p["acceptance"][0]
+            for p in summary["pairs"]
+            if p["workload"] == "refused" and p["temperature"] == temperature
+        }
+        assert pairs["A on vanilla", "A on abliterated"]["low"] > 0.1  # what was lost
+        assert pairs["B on abliterated", "A on abliterated"]["low"] > 0.1  # and came back
 
 
 def test_without_the_template_the_body_loops_and_the_bench_refuses(

@@ -16,6 +16,7 @@ from benchmarks.arm_verdict import check_arm
 from benchmarks.arms import ArmError, parse_arm, parse_endpoints
 from benchmarks.blocks import BlockFolder
 from benchmarks.break_even import StepCost
+from benchmarks.cells import tokens_per_second
 from benchmarks.client import BenchError
 from benchmarks.options import parser
 from benchmarks.report import compare, write_report
@@ -66,7 +67,14 @@ def test_loops_that_are_few_enough_do_not_weigh() -> None:
         loop(r) if r.n and r.prompt_id in ("0-english-00", "1-english-00") else r
         for r in results.requests
     ]
-    cell = drafting(summarise(replace(results, requests=tuple(rows))))
+    twin = [replace(r, arm="twin") for r in results.requests if r.n]
+    spec = replace(results.arms[1], name="twin")
+    looping = replace(results, arms=(*results.arms, spec), requests=(*rows, *twin))
+    summary = summarise(looping)
+    (cell,) = [c for c in summary["cells"] if c["arm"] == DRAFTER]
+    (pair,) = summary["pairs"]
+    assert pair["acceptance"][0]["value"] == 0  # without the two the drafters are the same
+    assert pair["acceptance"][0]["prompts"] == 118
     honest = drafting(summarise(results))
     assert not cell["refused"]
     assert cell["left_out"] == 2
@@ -79,6 +87,20 @@ def test_loops_that_are_few_enough_do_not_weigh() -> None:
     assert "2 prompts are left out" in cell["speed_words"]
 
 
+def test_tokens_a_second_are_of_the_answers_that_count() -> None:
+    first, second, third = (
+        replace(r, block=0, started_s=10.0 * k, seconds=2.0, completion_tokens=100)
+        for k, r in enumerate(make().requests[:3])
+    )
+    rows = [first, second, third]
+    assert tokens_per_second(rows) == 50  # what the bench did between two requests is not theirs
+    assert tokens_per_second(rows, {third.prompt_id}) == 50
+    assert tokens_per_second(rows, {r.prompt_id for r in rows}) is None
+    at_once = [replace(r, concurrency=2, started_s=0.5 * k) for k, r in enumerate(rows)]
+    assert tokens_per_second(at_once) == 100
+    assert tokens_per_second(at_once, {third.prompt_id}) == pytest.approx(200 / 3)
+
+
 def test_text_that_breaks_in_one_workload_refuses_the_arm_in_all() -> None:
     results = make()
     bad = [
@@ -89,6 +111,22 @@ def test_text_that_breaks_in_one_workload_refuses_the_arm_in_all() -> None:
     cells = [c for c in summary["cells"] if c["n"]]
     assert [c["workload"] for c in cells] == ["english", "other"]
     assert all(c["refused"] and "speedup" not in c for c in cells)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        {"text": "Paris is the capital.", "completion_tokens": 256},
+        {"completion_tokens": 200, "token_ids": (*range(100), *[106] * 100)},
+    ],
+)
+def test_special_tokens_that_no_text_shows_refuse_an_arm(hidden: dict[str, Any]) -> None:
+    """A wrong stop token: the text looks fine, and the rest are tokens that the server hides."""
+    results = changed(make(), 2, lambda r: replace(r, **hidden), lambda k: k < 3)
+    cell = drafting(summarise(results))
+    assert cell["refused"]
+    assert cell["verdict"]["counts"] == {"hidden_tokens": 3}
+    assert "wrong stop tokens" in cell["verdict"]["text"]
 
 
 def test_another_template_on_one_side_is_no_speedup(tmp_path: Path) -> None:
