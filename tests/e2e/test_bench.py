@@ -208,7 +208,10 @@ def test_a_server_that_works_for_others_is_not_measured(
     thread = threading.Thread(target=others)
     thread.start()
     try:
-        code, said, errors = run(*servers, "--temperature", "0", "--out", str(folder / "busy"))
+        code, said, errors = run(
+            *servers, "--temperature", "0", "--limit", "4", "--blocks", "1",
+            "--out", str(folder / "busy"),
+        )  # fmt: skip
     finally:
         stop.set()
         thread.join()
