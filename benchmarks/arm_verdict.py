@@ -179,7 +179,7 @@ def _never_ending(answers: Sequence[AnswerText]) -> dict[int, Finding]:
     if len(short) < SHORT_ANSWERS or len(cut) <= NEVER_ENDS * len(short):
         return {}
     why = f"never ends: a short answer was asked for, and {len(cut)} of {len(short)} were cut off"
-    return {k: Finding("endless", len(cut), NEVER_ENDS * len(short), why) for k in cut}
+    return {k: Finding("never_ends", len(cut), NEVER_ENDS * len(short), why) for k in cut}
 
 
 def conditional_acceptance(acceptance: Sequence[float]) -> tuple[float | None, ...]:
@@ -228,6 +228,11 @@ def likely_causes(counts: Mapping[str, int], degenerate: int, raw: bool) -> tupl
         causes.append(
             "wrong stop tokens: the end of the turn is not in generation_config.json's "
             "eos_token_id, or a foreign chat template is applied, so answers run on"
+        )
+    if share("never_ends") >= 0.3:
+        causes.append(
+            "answers that do not end: the end of the turn is not in generation_config.json's "
+            "eos_token_id; or the body thinks at length before it answers (raise --max-tokens)"
         )
     if share("broken_characters", "mixed_scripts", "char_run") >= 0.3:
         causes.append(

@@ -249,6 +249,7 @@ def test_short_answers_that_never_end_are_degenerate() -> None:
     verdict = check_arm([*cut, *rows[10:]])
     assert verdict.refused
     assert "6 of 10 were cut off" in verdict.text()
+    assert "answers that do not end" in verdict.text()
     assert check_arm([*cut[1:], *rows[10:]]).status == "degenerate"  # 5 of 9
     assert check_arm([*cut[2:], *rows[10:]]).status == "ok"  # 4 of 8 may be long-winded
     low = [replace(r, completion_tokens=64) for r in cut]
