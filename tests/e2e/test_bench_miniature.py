@@ -156,15 +156,15 @@ def test_every_kind_of_drafter_is_served_or_refused_in_words(
 
 def test_a_recommended_schedule_is_served(run_folder: Path, tmp_path: Path) -> None:
     """n by batch size, as the bench recommends it, through vLLM's parser, engine and scheduler."""
-    chosen = [Choice("B", "w", at_once, n, None, "") for at_once, n in ((1, 4), (4, 2), (16, 0))]
+    chosen = [Choice("B", "w", at_once, n, None, "") for at_once, n in ((1, 4), (2, 2), (16, 0))]
     base = {"method": "eagle3", "model": str(drafter(run_folder))}
     config = speculative_config(base, chosen)
     assert config is not None
     schedule = config["num_speculative_tokens_per_batch_size"]
-    assert schedule == [[1, 2, 4], [3, 8, 2], [9, 1024, 0]]
+    assert schedule == [[1, 1, 4], [2, 5, 2], [6, 1024, 0]]
     spec = ServerSpec("schedule", str(run_folder / "bodies" / "abliterated"), max_model_len=256,
                       dtype="float32", served_name="body", speculative_config=config)  # fmt: skip
-    prompts = load_workload(run_folder / "bodies" / "prompts.heldout.jsonl")[:4]
+    prompts = load_workload(run_folder / "bodies" / "prompts.heldout.jsonl")
     with Server(spec, tmp_path / "server.log") as server:
         server.wait_ready()
         with Client(server.base_url, "body") as client:
