@@ -126,6 +126,12 @@ class Recipe:
     )
     network_gbit: float = _setting(10.0, "link between two machines, Gbit/s")
     disk_mb: float = _setting(1000.0, "speed of the shared folder, MB/s (transfer=file)")
+    trainer_tokens_s: float | None = _setting(
+        None, "tokens/s that one trainer alone consumes, for plan; none = what is known"
+    )
+    producer_tokens_s: float | None = _setting(
+        None, "tokens/s that one producer alone delivers, for plan; none = what is known"
+    )
     fsdp: bool = _setting(False, "shard the drafter over the trainers (upstream's --fsdp-shard)")
     max_restarts: int = _setting(3, "how often torchrun starts all trainers again if one dies")
     rendezvous_port: int = _setting(29_400, "port at which the trainers of several machines meet")
@@ -409,9 +415,9 @@ def _check_numbers(r: Recipe) -> None:
             raise ConfigError(f"{name}={getattr(r, name)} must lie between 0 and 1.")
     for name in (
         "lr", "request_timeout", "start_timeout", "producer_stall_seconds", "network_gbit",
-        "disk_mb",
+        "disk_mb", "trainer_tokens_s", "producer_tokens_s",
     ):  # fmt: skip
-        if getattr(r, name) <= 0:
+        if getattr(r, name) is not None and getattr(r, name) <= 0:
             raise ConfigError(f"{name}={getattr(r, name)} must be positive.")
     if r.serve_port > 65_535:
         raise ConfigError(f"serve_port={r.serve_port} is not a port: 0 (pick a free one) to 65535.")

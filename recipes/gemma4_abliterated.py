@@ -27,6 +27,7 @@ from recipes.config import PRESETS, ConfigError, Recipe, resolve
 from recipes.display import Display
 from recipes.process import StageError
 from recipes.run_folder import RunFolder
+from recipes.spread import outlook
 from recipes.upstream import UpstreamError
 from recipes.vllm_server import ServerError
 
@@ -212,6 +213,10 @@ def plan(
             steps = planning.make_plan(recipe, folder, name)
         for line in planning.render(steps):
             print(line)
+        if outlook.is_several(recipe):
+            print()
+            for line in outlook.lines(recipe, name, folder.root):
+                print(line)
 
 
 @app.command()
