@@ -23,6 +23,7 @@ from recipes.run_folder import RunFolder, digest, file_digest, write_atomically
 from recipes.server_specs import extraction_server, production_server
 from recipes.servers import watching
 from recipes.spread import torchrun
+from recipes.spread.call import EXTRACTION, TRAINERS
 from recipes.spread.placement import place
 from recipes.stage import (
     Context,
@@ -106,16 +107,17 @@ def train(ctx: Context) -> None:
         if recipe.hidden_states == "offline":
             cached = data / "hidden_states"
             if len(list(cached.glob("hs_*.safetensors"))) < int(source["rows"]):
-                with lease() as server:
+                with ctx.wanting(EXTRACTION), lease() as server:
                     work.command(
                         upstream.extract_offline(
                             recipe, endpoint=server.base_url, data=data, output=cached
                         ),
                         show,
                     )
-            work.command(argv(None), show, torchrun.environment(recipe))
+            with ctx.wanting(TRAINERS):
+                work.command(argv(None), show, torchrun.environment(recipe))
         else:
-            with lease() as server:
+            with ctx.wanting(EXTRACTION), lease() as server, ctx.wanting(TRAINERS):
                 work.command(argv(server.base_url), show, torchrun.environment(recipe))
         if not upstream.is_finished(checkpoints, recipe.epochs):
             raise StageError(

@@ -103,7 +103,7 @@ def _check_memory(recipe: Recipe, placement: Placement, gpu: float) -> None:
         raise ConfigError(
             f"on {shared[0].name} a trainer (about {trainer / 1e9:.1f} GB) and vLLM "
             f"({vllm / 1e9:.0f} GB, train_vllm_share={recipe.train_vllm_share}) do not fit on one "
-            f"GPU of {gpu / 1e9:.0f} GB: lower the share, or set host_gpus so that each has its own."
+            f"GPU of {gpu / 1e9:.0f} GB: lower the share, or set host_gpus so that each has one."
         )
 
 
@@ -264,11 +264,11 @@ def _outlook(recipe: Recipe, given: Rates) -> Iterator[str]:
             placement, limits = best(recipe, rate, gpus)
             trainers = sum(host.trainers for host in placement.hosts)
             producers = sum(len(host.producers) for host in placement.hosts)
+            then = f", then {limits[1].what} ({limits[1].tokens_s:,.0f})" if limits[1:] else ""
             yield (
                 f"  {gpus} on {_count(len(placement.hosts), 'machine')}: "
-                f"{_count(trainers, 'trainer')}, {_count(producers, 'producer')}: {_pace(limits[0])}, "
-                f"held back by {limits[0].what}"
-                + (f", then {limits[1].what} ({limits[1].tokens_s:,.0f})" if limits[1:] else "")
+                f"{_count(trainers, 'trainer')}, {_count(producers, 'producer')}: "
+                f"{_pace(limits[0])}, held back by {limits[0].what}{then}"
             )
 
 
