@@ -155,7 +155,7 @@ def _check_trainers(ctx: Context, made_from: dict[str, Any]) -> None:
     recipe = ctx.recipe
     place(recipe)
     held_out = int(int(require(ctx.run, "prepare")["rows"]) * (1 - recipe.train_share))
-    if held_out < recipe.trainers:
+    if 1 < recipe.trainers > held_out:
         raise StageError(
             f"train: {held_out} rows are held out for validation, and each of "
             f"trainers={recipe.trainers} needs at least one: lower train_share or trainers."

@@ -94,7 +94,8 @@ def place(recipe: Recipe) -> Placement:
     trainers, producers = recipe.trainers, recipe.producers
     # One of each shares a GPU; more get one each, unless told how many there are.
     alone = len(names) == 1 and trainers == producers == 1
-    room = recipe.host_gpus or (1 if alone else trainers + producers)
+    needed = max(trainers, producers) if offline else trainers + producers
+    room = recipe.host_gpus or (1 if alone else needed)
     total = room * len(names)
     if trainers > total:
         raise ConfigError(
@@ -116,7 +117,9 @@ def place(recipe: Recipe) -> Placement:
         )
     each = trainers // trained_on
     shares = [each if number < trained_on else 0 for number in range(len(names))]
-    gpus = _producers(shares, producers, room)
+    gpus = _producers(
+        [0] * len(shares) if offline else shares, producers, _rooms(recipe, shares, room)
+    )
     hosts = tuple(
         Host(
             name,
@@ -135,23 +138,37 @@ def place(recipe: Recipe) -> Placement:
     return Placement(hosts, offline)
 
 
-def _producers(shares: list[int], producers: int, room: int) -> list[list[int]]:
-    """GPUs of each machine that producers take: free ones in turn, then those of trainers."""
-    taken: list[list[int]] = [[] for _ in shares]
+def _rooms(recipe: Recipe, shares: list[int], room: int) -> list[int]:
+    """GPUs of each machine that may be used.
+
+    Where `host_gpus` does not say, a machine that trains is taken to have no more than it needs for
+    that, if others are there.
+    """
+    if recipe.host_gpus is None and not all(shares):
+        return [share or room for share in shares]
+    return [room] * len(shares)
+
+
+def _producers(busy: list[int], producers: int, rooms: list[int]) -> list[list[int]]:
+    """GPUs of each machine that producers take.
+
+    First the free ones beside trainers, whose rows need no network; then those of the other
+    machines, in turn; then those of trainers.
+    """
+    taken: list[list[int]] = [[] for _ in busy]
     for _ in range(producers):
-        # The machine with the most free GPUs; of equal ones the last, which trains last.
-        free = [room - share - len(mine) for share, mine in zip(shares, taken, strict=True)]
+        free = [
+            room - share - len(mine) for room, share, mine in zip(rooms, busy, taken, strict=True)
+        ]
+        beside = [n for n, count in enumerate(free) if count > 0 and busy[n]]
         most = max(free)
-        if most > 0:
-            number = max(n for n, count in enumerate(free) if count == most)
-            taken[number].append(shares[number] + len(taken[number]))
+        if beside or most > 0:
+            number = beside[0] if beside else max(n for n, c in enumerate(free) if c == most)
+            taken[number].append(busy[number] + len(taken[number]))
             continue
         # No GPU is free: beside a trainer. There is room, as producers <= all GPUs.
         number, gpu = next(
-            (n, gpu)
-            for n, share in enumerate(shares)
-            for gpu in range(share)
-            if gpu not in taken[n]
+            (n, gpu) for n, share in enumerate(busy) for gpu in range(share) if gpu not in taken[n]
         )
         taken[number].append(gpu)
     return taken
