@@ -154,7 +154,8 @@ def _check_trainers(ctx: Context, made_from: dict[str, Any]) -> None:
     """
     recipe = ctx.recipe
     place(recipe)
-    held_out = int(int(require(ctx.run, "prepare")["rows"]) * (1 - recipe.train_share))
+    rows = int(require(ctx.run, "prepare")["rows"])
+    held_out = rows - int(rows * recipe.train_share)
     if 1 < recipe.trainers > held_out:
         raise StageError(
             f"train: {held_out} rows are held out for validation, and each of "

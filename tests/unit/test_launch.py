@@ -159,8 +159,7 @@ def test_a_first_machine_with_producers_serves_them_too(tmp_path: Path) -> None:
 
 def test_one_machine_runs_everything(tmp_path: Path) -> None:
     (words,) = machine(tmp_path, "0", "trainers=2")
-    assert words[2] == "all"
-    assert "--until" not in words
+    assert words[2:5] == ["all", "--until", "serve"]
 
 
 def test_the_command_line_writes_them(tmp_path: Path) -> None:

@@ -92,8 +92,9 @@ def machine_script(job: Job, launcher: str) -> str:
         ]
     )
     if job.machines == 1:
-        return (
-            start + f"# Every stage that is not done yet, in order.\nexec {_PROGRAM} all {common}\n"
+        return start + (
+            "# Every stage that is not done yet, in order; UNTIL=train ends with the drafter.\n"
+            f'exec {_PROGRAM} all --until "${{UNTIL:-serve}}" {common}\n'
         )
     leads = bool(job.placement.hosts[0].producers)
     own = (
@@ -107,7 +108,7 @@ def machine_script(job: Job, launcher: str) -> str:
         f"{own}"
         "  # Up to the trained drafter; bench and serve need one machine:\n"
         f"  #   {_PROGRAM} all --run-dir RUN_DIR --set hosts=\n"
-        f'  exec {_PROGRAM} all --until train {common} --set "hosts=$hosts"\n'
+        f'  exec {_PROGRAM} all --until "${{UNTIL:-train}}" {common} --set "hosts=$hosts"\n'
         "fi\n"
         f'exec {_PROGRAM} join --number "$number" {common} --set "hosts=$hosts"\n'
     )

@@ -47,7 +47,8 @@ again=
 on_term() {{
   again=yes
   echo "$(date): told to end; a checkpoint is saved and the job queued again"
-  kill -TERM "$child" 2>/dev/null || true
+  # To the tasks; srun itself would kill them when it gets a SIGTERM.
+  scancel --signal=TERM "$SLURM_JOB_ID" || true
 }}
 trap on_term TERM
 
