@@ -79,7 +79,7 @@ def run_command(
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         try:
             while process.poll() is None:
@@ -94,7 +94,7 @@ def run_command(
     return _check(stage, process.returncode, log)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the command, before it starts: SIGTERM when this process is killed (Linux).
 
     A command that was left behind would go on writing beside the one that is started next.

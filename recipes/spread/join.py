@@ -20,7 +20,7 @@ from typing import Any
 
 from recipes import upstream
 from recipes.config import Recipe
-from recipes.process import StageError
+from recipes.process import StageError, end_with_parent
 from recipes.run_folder import RunFolder
 from recipes.server_specs import extraction_server, plain_server
 from recipes.servers import ServerPool, watching
@@ -32,6 +32,7 @@ from recipes.vllm.spec import ServerSpec
 Say = Callable[[str], None]
 _LOOK_S = 1.0
 _AGAIN_S = 5.0
+_ENDS_S = 10.0
 _GRACE_S = 150.0  # above torchrun's own, in which ranks save
 
 
@@ -190,7 +191,7 @@ class _Trainers:
         if wanted and self._process is None and time.monotonic() >= self._again_at:
             self._start()
         elif not wanted:
-            self.stop()
+            self.stop(_ENDS_S)  # at the end of a run, a moment after the leader's
 
     def _start(self) -> None:
         argv = training(self._recipe, self._run, self._number)
@@ -202,18 +203,21 @@ class _Trainers:
         with self._mine.log("train").open("ab") as log:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=end_with_parent,
             )  # fmt: skip
         self._say(f"machine {self._number}: trainers started")
 
-    def stop(self) -> None:
-        """SIGTERM, on which ranks save and end; SIGKILL when they do not."""
+    def stop(self, patience_s: float = 0.0) -> None:
+        """SIGTERM, on which ranks save and end; SIGKILL when they do not.
+
+        Args:
+            patience_s: how long torchrun may take to end by itself first.
+        """
         process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
         try:
-            # At the end of a run torchrun ends by itself, a moment after the leader's.
-            process.wait(10)
+            process.wait(patience_s)
         except subprocess.TimeoutExpired:
             process.terminate()
         try:

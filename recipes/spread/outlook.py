@@ -216,6 +216,9 @@ def _flow(recipe: Recipe, given: Rates, placement: Placement) -> Iterator[str]:
     yield f"held back by: {first.what}; limits in tokens/s: " + ", ".join(
         f"{one.what} {one.tokens_s:,.0f}" for one in limits
     )
+    if placement.is_spread:
+        disk = f", disk_mb={recipe.disk_mb:g}" if given.disk_bytes_s is not None else ""
+        yield f"  as set, not measured: network_gbit={recipe.network_gbit:g}{disk}"
     if given.producer_tokens_s is None:
         yield "  producers: not measured on this machine (--set producer_tokens_s=...)"
     network = next((one for one in limits if one.what == "network"), None)
@@ -264,7 +267,8 @@ def _outlook(recipe: Recipe, given: Rates) -> Iterator[str]:
             placement, limits = best(recipe, rate, gpus)
             trainers = sum(host.trainers for host in placement.hosts)
             producers = sum(len(host.producers) for host in placement.hosts)
-            then = f", then {limits[1].what} ({limits[1].tokens_s:,.0f})" if limits[1:] else ""
+            later = [one for one in limits if one.tokens_s > limits[0].tokens_s]
+            then = f", then {later[0].what} ({later[0].tokens_s:,.0f})" if later else ""
             yield (
                 f"  {gpus} on {_count(len(placement.hosts), 'machine')}: "
                 f"{_count(trainers, 'trainer')}, {_count(producers, 'producer')}: "

@@ -103,7 +103,8 @@ def progress(recipe: Recipe, log: Path, offset: int) -> str:
     count = restarts(log, offset) if recipe.trainers > 1 else 0
     if not count:
         return ""
-    return f"a trainer died {count} times, at most {recipe.max_restarts} restarts"
+    times = "once" if count == 1 else f"{count} times"
+    return f"a trainer died {times} of at most {recipe.max_restarts}, all started again"
 
 
 def shell(environment: Mapping[str, str]) -> list[str]:
