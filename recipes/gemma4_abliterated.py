@@ -276,7 +276,9 @@ def plan(
 
             steps = pipeline.plan(recipe, folder)
         else:
-            steps = planning.make_plan(recipe, folder, name)
+            from recipes.spread import join as joining
+
+            steps = planning.make_plan(joining.with_endpoints(recipe), folder, name)
         for line in planning.render(steps):
             print(line)
         if outlook.is_several(recipe):

@@ -160,6 +160,11 @@ def lines(recipe: Recipe, preset: str, run_dir: Path) -> Iterator[str]:
     real = preset != "miniature"
     for host in placement.hosts:
         yield f"  {host.name}: {_host(host, placement, recipe, GPU_BYTES.get(preset))}"
+    if placement.is_spread:
+        yield (
+            "  on each but the first: python -m recipes.gemma4_abliterated join --number N "
+            f"--run-dir {run_dir} and the same settings"
+        )
     if not real:
         yield "  on a CPU all of them share its cores"
         return
@@ -253,7 +258,7 @@ def _exchange(recipe: Recipe, given: Rates, placement: Placement) -> Iterator[st
     )
     yield (
         f"a step is of {recipe.trainers} x {recipe.seq_len} tokens, so there are "
-        f"{plan_costs.steps_of(recipe) // recipe.trainers} of them; lr={recipe.lr:g} is not scaled"
+        f"{plan_costs.steps_of(recipe)} of them; lr={recipe.lr:g} is not scaled"
     )
 
 
