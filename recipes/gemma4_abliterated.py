@@ -28,7 +28,7 @@ from recipes.config import PRESETS, ConfigError, Recipe, resolve
 from recipes.display import Display
 from recipes.process import StageError
 from recipes.run_folder import RunFolder
-from recipes.spread import outlook
+from recipes.spread import outlook, refusals
 from recipes.spread.placement import place
 from recipes.upstream import UpstreamError
 from recipes.vllm_server import ServerError
@@ -130,7 +130,7 @@ def _run(
 
     with _clear_errors():
         recipe, origin, run, preset = _resolve(run_dir, preset, config, assignments)
-        outlook.check(recipe, preset, run.root)
+        refusals.check(recipe, preset, run.root)
         several = place(recipe).is_spread
         display = Display()
         wait_s = recipe.start_timeout if several else 0.0
@@ -206,7 +206,7 @@ def join(
 
     with _clear_errors():
         recipe, _, run, name = _resolve(run_dir, preset, config, set_)
-        placement = outlook.check(recipe, name, run.root)
+        placement = refusals.check(recipe, name, run.root)
         if not placement.is_spread:
             raise ConfigError("join is for a run on several machines: give --set hosts=a,b,...")
         if number is None:
@@ -289,7 +289,7 @@ def plan(
             from recipes.spread import launch
             from recipes.spread.launch.job import Job
 
-            outlook.check(recipe, name, folder.root)
+            refusals.check(recipe, name, folder.root)
             print()
             for path in launch.write(launcher, Job(recipe, name, folder.root, out.absolute())):
                 print(f"written: {path}")

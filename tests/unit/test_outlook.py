@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks import scale_trainers
 from recipes.config import ConfigError, resolve
-from recipes.spread import outlook
+from recipes.spread import outlook, refusals
 from recipes.spread.model import Rates, bounds, fit
 from recipes.spread.placement import place
 
@@ -169,35 +169,35 @@ def test_what_nobody_measured_is_called_that(tmp_path: Path) -> None:
 )
 def test_what_cannot_work_is_refused_with_the_reason(tmp_path: Path, settings, part) -> None:
     with pytest.raises(ConfigError, match=r"^[^\n]+$") as refused:
-        outlook.check(recipe(*settings), "h100", tmp_path)
+        refusals.check(recipe(*settings), "h100", tmp_path)
     assert part in str(refused.value)
 
 
 def test_a_share_too_large_for_two_is_fine_where_each_has_its_gpu(tmp_path: Path) -> None:
-    outlook.check(recipe("train_vllm_share=0.95", "host_gpus=2"), "h100", tmp_path)
+    refusals.check(recipe("train_vllm_share=0.95", "host_gpus=2"), "h100", tmp_path)
 
 
 def test_the_miniature_is_of_one_machine(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one machine"):
-        outlook.check(recipe("hosts=a,b", preset="miniature"), "miniature", tmp_path)
+        refusals.check(recipe("hosts=a,b", preset="miniature"), "miniature", tmp_path)
 
 
 def test_a_run_folder_that_the_others_do_not_see_is_refused(tmp_path: Path, monkeypatch) -> None:
     here = socket.gethostname()
     both = recipe(f"hosts={here},other")
-    monkeypatch.setattr(outlook, "filesystem", lambda path: "ext4")
+    monkeypatch.setattr(refusals, "filesystem", lambda path: "ext4")
     with pytest.raises(ConfigError, match="is on ext4, which the other hosts don't see"):
-        outlook.check(both, "h100", tmp_path)
-    monkeypatch.setattr(outlook, "filesystem", lambda path: "nfs4")
-    outlook.check(both, "h100", tmp_path)
+        refusals.check(both, "h100", tmp_path)
+    monkeypatch.setattr(refusals, "filesystem", lambda path: "nfs4")
+    refusals.check(both, "h100", tmp_path)
     # Planned elsewhere: this machine's folders say nothing.
-    monkeypatch.setattr(outlook, "filesystem", lambda path: "ext4")
-    outlook.check(recipe("hosts=one,other"), "h100", tmp_path)
+    monkeypatch.setattr(refusals, "filesystem", lambda path: "ext4")
+    refusals.check(recipe("hosts=one,other"), "h100", tmp_path)
 
 
 def test_the_filesystem_is_that_of_the_longest_mount(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(f"a / ext4 rw 0 0\nb {tmp_path} nfs4 rw 0 0\nc {tmp_path}x xfs rw 0 0\n")
-    assert outlook.filesystem(tmp_path / "not" / "yet", mounts) == "nfs4"
-    assert outlook.filesystem(Path("/"), mounts) == "ext4"
-    assert outlook.filesystem(Path("/"), tmp_path / "none") == ""
+    assert refusals.filesystem(tmp_path / "not" / "yet", mounts) == "nfs4"
+    assert refusals.filesystem(Path("/"), mounts) == "ext4"
+    assert refusals.filesystem(Path("/"), tmp_path / "none") == ""
