@@ -6,7 +6,7 @@ PY = $(VENV)/bin/python
 # Both commands start many interpreters: without cached bytecode each compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup miniature matrix lint unit test nightly
+.PHONY: help setup miniature matrix launchers lint unit test nightly
 
 help:
 	@echo "make miniature   the whole recipe on a tiny Gemma 4, no GPU, no download of models"
@@ -23,6 +23,11 @@ miniature: setup
 matrix: setup
 	$(PY) -m tests.compat.matrix
 
+# SkyPilot's parser, for the nightly tests of the launch files; half a gigabyte of its own.
+launchers:
+	@test -x .launchers/bin/python || $(PYTHON) -m venv .launchers
+	@.launchers/bin/python -c 'import sky' 2>/dev/null || .launchers/bin/pip install -q skypilot==0.14.1
+
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -31,5 +36,5 @@ lint: setup
 test: lint matrix
 	MATRIX_REQUIRED=1 $(PY) -m pytest -m "not nightly" -q -n 2 --dist loadfile --durations 15
 
-nightly: matrix
+nightly: matrix launchers
 	MATRIX_REQUIRED=1 $(PY) -m pytest -q

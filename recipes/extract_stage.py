@@ -17,6 +17,8 @@ from typing import Any
 
 from recipes import upstream
 from recipes.process import StageError
+from recipes.run_folder import RunFolder
+from recipes.spread.call import EXTRACTION
 from recipes.stage import Context, body_identity, stage
 from recipes.vllm_server import Endpoint
 
@@ -34,8 +36,13 @@ class Extracted:
     missing: int
 
 
-def folder_of(ctx: Context) -> Path:
-    return ctx.run.stage_dir(STAGE) / "hidden_states"
+def folder_of(run: RunFolder) -> Path:
+    return run.stage_dir(STAGE) / "hidden_states"
+
+
+def extracted(run: RunFolder) -> Extracted:
+    """What the finished stage left, or will leave where nothing is missing."""
+    return Extracted(folder_of(run), int(run.manifest(STAGE).get("missing", 0)))
 
 
 def extract(
@@ -60,7 +67,7 @@ def extract(
         "body": body_identity(recipe.body),
         **{name: getattr(recipe, name) for name in SETTINGS},
     }
-    folder = folder_of(ctx)
+    folder = folder_of(ctx.run)
     done = ctx.run.manifest(STAGE)
     if done and ctx.run.is_done(STAGE, made_from) and len(_files(folder)) < int(done["files"]):
         ctx.display.line(f"{STAGE}: files are gone from {folder}; they are made again")
@@ -82,7 +89,7 @@ def extract(
                 note = f"{have} of {rows} rows{left}{', ' if status else ''}{status}"
                 work.activity.update(note, have / max(1, rows))
 
-            with lease() as server:
+            with ctx.wanting(EXTRACTION), lease() as server:
                 work.command(
                     upstream.extract_offline(
                         recipe, endpoint=server.base_url, data=data, output=folder
@@ -104,7 +111,7 @@ def extract(
                     f"trained on; {ctx.run.log(STAGE)} names them"
                 )
             work.finish(files=have, missing=rows - have)
-    return Extracted(folder, int(ctx.run.manifest(STAGE)["missing"]))
+    return extracted(ctx.run)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from recipes.config import Recipe
+from recipes.spread import torchrun
 
 FIRST_WITH_ENTRYPOINTS = Version("0.8.0")
 FIRST_THAT_SKIPS_FREQUENCIES = Version("0.9.0")
@@ -182,12 +183,14 @@ def train(
     cached: Path | None = None,
     incomplete: bool = False,
     accelerator: bool | None = None,
+    number: int = 0,
 ) -> list[str]:
-    """argv: upstream's trainer. `endpoint` is None when the hidden states are in `cached`.
+    """argv: upstream's trainer, with torchrun around it if there are several.
 
-    `incomplete` says that some rows have none there, which are then left out.
-
+    `endpoint` is None when the hidden states are in `cached`; `incomplete` says that some rows have
+    none there, which are then left out.
     `accelerator` says whether the trainer will have one; None looks (`plan` may know better).
+    `number` is the machine's place in `hosts`.
 
     A started drafter brings its own draft vocabulary. Asking upstream for --draft-vocab-size as
     well would build another mapping from the new data and lay it over the old output head, row
@@ -245,7 +248,10 @@ def train(
         arguments += ["--checkpoint-keep-every", str(recipe.checkpoint_keep_every)]
     if recipe.num_workers is not None:
         arguments += ["--num-workers", str(recipe.num_workers)]
-    return _patched("speculators.train", [*arguments, *recipe.train_extra])
+    if recipe.fsdp:
+        arguments += ["--fsdp-shard"]
+    command = _patched("speculators.train", [*arguments, *recipe.train_extra])
+    return torchrun.wrapped(recipe, command, number)
 
 
 def newest_drafter(checkpoints: Path) -> Path:
