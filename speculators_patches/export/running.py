@@ -1,0 +1,128 @@
+"""Runs reproductions and tests against a scratch copy, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as xml
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from speculators_patches.export.tree import Tree
+
+OURS = Path(__file__).resolve().parents[2]
+TIME_LIMIT_S = 600
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A reproduction's verdict: "defect", "ok" or "broken" (neither), and its last words."""
+
+    verdict: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Tests:
+    """How many tests passed and failed (errors included), and which failed."""
+
+    passed: int
+    failed: int
+    names: tuple[str, ...] = ()
+
+
+def environment(folder: Path, tree: Tree) -> dict[str, str]:
+    """This process's, with the scratch copy in front and this project's folder left out.
+
+    What a flat tree lies beside (the versions that `make matrix` lays out bring their own
+    transformers) stays importable behind it.
+    """
+    paths = [str((folder / tree.prefix).parent)]
+    if tree.is_flat:
+        paths.append(str(tree.root))
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths += [path for path in inherited if path and Path(path).resolve() != OURS]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONSAFEPATH": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+
+
+def reproduce(script: Path, folder: Path, tree: Tree) -> Ran:
+    """Runs a reproduction; see `spec.Step` for what it prints."""
+    try:
+        done = subprocess.run(
+            [sys.executable, str(script)],
+            cwd=folder,
+            env=environment(folder, tree),
+            capture_output=True,
+            text=True,
+            timeout=TIME_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Ran("broken", f"no answer within {TIME_LIMIT_S} s")
+    for line in reversed(done.stdout.splitlines()):
+        if done.returncode == 1 and line.startswith("DEFECT:"):
+            return Ran("defect", line)
+        if done.returncode == 0 and line.startswith("OK:"):
+            return Ran("ok", line)
+    last = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    return Ran("broken", f"exit code {done.returncode}: {last[-1] if last else 'no output'}")
+
+
+def run_tests(paths: Iterable[str], folder: Path, tree: Tree) -> Tests:
+    """Runs pytest on paths of the scratch copy."""
+    report = folder / ".git" / "tests.xml"
+    report.unlink(missing_ok=True)
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=",
+             "--rootdir", str(folder), f"--junitxml={report}", *paths],
+            cwd=folder,
+            env=environment(folder, tree),
+            capture_output=True,
+            text=True,
+            timeout=TIME_LIMIT_S,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Tests(0, 1, (f"no end within {TIME_LIMIT_S} s",))
+    if not report.is_file():
+        return Tests(0, 1, ("pytest itself",))
+    return _counted(report)
+
+
+def _counted(report: Path) -> Tests:
+    passed, failed = 0, []
+    for case in xml.parse(report).getroot().iter("testcase"):
+        if any(case.find(kind) is not None for kind in ("failure", "error")):
+            failed.append(f"{case.get('classname')}::{case.get('name')}")
+        elif case.find("skipped") is None:
+            passed += 1
+    return Tests(passed, len(failed), tuple(failed))
+
+
+def lint(paths: Iterable[str], folder: Path) -> str:
+    """What upstream's own ruff settings say of the changed files: "clean", "" (can't be asked)."""
+    if not (folder / "pyproject.toml").is_file():
+        return ""
+    found = []
+    for words in (("check", "--quiet", "--output-format", "concise"), ("format", "--diff", "--quiet")):
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "ruff", *words, "--no-cache", *paths],
+                cwd=folder, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        except OSError:
+            return ""
+        if "No module named ruff" in done.stderr:
+            return ""
+        if done.returncode:
+            found.append((done.stdout + done.stderr).strip())
+    return "\n".join(found) or "clean"
