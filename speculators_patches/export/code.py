@@ -18,6 +18,9 @@ from speculators_patches.export.source import Source
 
 SPECS = Path(__file__).parent / "specs"
 
+_INCLUDE = "# include: "
+_CUT = "# ---- shared ----\n"  # above it: imports, for this repository's linters
+
 
 def definition(file: str | Path, name: str, *, rename: str = "") -> str:
     """The source of a function or class, dedented, its comments above included.
@@ -50,6 +53,21 @@ def inside(file: str | Path, name: str) -> str:
             head -= 1
     _, last = source.rows(node)
     return textwrap.dedent("".join(source.line(row) for row in range(head + 1, last + 1))).strip("\n")
+
+
+def whole(path: Path) -> str:
+    """A file that goes upstream as it is, with `# include: NAME` lines replaced by shared code.
+
+    Each pull request has to stand alone, so what several test files share is in each of them.
+    """
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith(_INCLUDE):
+            shared = (SPECS / line.removeprefix(_INCLUDE)).read_text(encoding="utf-8")
+            lines.append(shared.partition(_CUT)[2].strip("\n"))
+        else:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def ours(module: str, name: str) -> str:

@@ -156,11 +156,15 @@ def _make(scratch: Scratch, spec: Spec, step: Step, check: bool) -> list[StepChe
         changed = scratch.write(spec, step)
         scratch.commit(step, [*changed, *scratch.write_tests(spec, step)])
         return []
+    paths = scratch.paths(step)
+    old = running.complaints(paths, scratch.folder)
+    scratch.write_tests(spec, step)  # first: a reproduction may use what they use
     before = running.reproduce(reproduction, scratch.folder, scratch.tree)
-    scratch.write_tests(spec, step)
     tests_before = running.run_tests(tests, scratch.folder, scratch.tree)
     changed = scratch.write(spec, step)
     scratch.commit(step, [*changed, *tests])
+    new = running.complaints([*paths, *tests], scratch.folder)
+    lint = "" if old is None or new is None else "; ".join(sorted((new - old).elements()))
     so_far = spec.steps[: spec.steps.index(step) + 1]
     return [
         StepCheck(
@@ -172,7 +176,7 @@ def _make(scratch: Scratch, spec: Spec, step: Step, check: bool) -> list[StepChe
                 scratch.folder,
                 scratch.tree,
             ),
-            running.lint([*changed, *tests], scratch.folder),
+            lint or ("" if new is None else "clean"),
         )
     ]
 

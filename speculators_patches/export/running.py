@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import xml.etree.ElementTree as xml
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,21 +110,34 @@ def _counted(report: Path) -> Tests:
     return Tests(passed, len(failed), tuple(failed))
 
 
-def lint(paths: Iterable[str], folder: Path) -> str:
-    """What upstream's own ruff settings say of the changed files: "clean", "" (can't be asked)."""
+def complaints(paths: Iterable[str], folder: Path) -> Counter[str] | None:
+    """What upstream's own ruff settings say of files, without line numbers; None: can't be asked.
+
+    Compared before and after a change: another version of ruff than upstream's has its own opinion
+    of what was there.
+    """
+    present = [path for path in paths if (folder / path).is_file()]
     if not (folder / "pyproject.toml").is_file():
-        return ""
-    found = []
-    for words in (("check", "--quiet", "--output-format", "concise"), ("format", "--diff", "--quiet")):
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "ruff", *words, "--no-cache", *paths],
-                cwd=folder, capture_output=True, text=True, check=False,
-            )  # fmt: skip
-        except OSError:
-            return ""
-        if "No module named ruff" in done.stderr:
-            return ""
-        if done.returncode:
-            found.append((done.stdout + done.stderr).strip())
-    return "\n".join(found) or "clean"
+        return None
+    found: Counter[str] = Counter()
+    if not present:
+        return found
+    # A source without its tests has no tests/__init__.py either.
+    checked = _ruff(folder, "check", "--output-format", "json", "--extend-ignore", "INP001", *present)
+    if checked is None:
+        return None
+    for item in json.loads(checked or "[]"):
+        name = Path(item["filename"]).name
+        found[f"{name}: {item['code']} {item['message']}"] += 1
+    for path in present:
+        if _ruff(folder, "format", "--diff", path):
+            found[f"{Path(path).name}: not formatted"] += 1
+    return found
+
+
+def _ruff(folder: Path, *words: str) -> str | None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *words, "--no-cache", "--quiet"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return None if "No module named" in done.stderr else done.stdout

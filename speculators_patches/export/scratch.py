@@ -7,6 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from speculators_patches.export import code
+from speculators_patches.export.edits import Edit
 from speculators_patches.export.problems import DoesNotFit, ExportError
 from speculators_patches.export.source import Source
 from speculators_patches.export.spec import Spec, Step
@@ -98,11 +100,7 @@ class Scratch:
             DoesNotFit: a place to change is not there; the files before it may have changed.
         """
         changed = []
-        wanted = {self.tree.path(name): edits for name, edits in step.files.items()}
-        wanted |= {
-            name: edits for name, edits in step.beside.items() if (self.folder / name).is_file()
-        }
-        for path, edits in wanted.items():
+        for path, edits in self._wanted(step).items():
             file = self.folder / path
             if not file.is_file():
                 raise DoesNotFit(f"{self.tree.package} {self.tree.version} has no {path}")
@@ -115,6 +113,15 @@ class Scratch:
         for name, source in step.new_files.items():
             changed.append(self._place(self.tree.path(name), spec.folder / source))
         return changed
+
+    def paths(self, step: Step) -> list[str]:
+        """The files of the package that `write` will change or make."""
+        return [*self._wanted(step), *(self.tree.path(name) for name in step.new_files)]
+
+    def _wanted(self, step: Step) -> dict[str, tuple[Edit, ...]]:
+        inside = {self.tree.path(name): edits for name, edits in step.files.items()}
+        present = {n: edits for n, edits in step.beside.items() if (self.folder / n).is_file()}
+        return inside | present
 
     def write_tests(self, spec: Spec, step: Step) -> list[str]:
         """Puts a step's tests in place; their paths."""
@@ -132,7 +139,7 @@ class Scratch:
             raise DoesNotFit(f"{path} exists already")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)
-        file.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        file.write_text(code.whole(source), encoding="utf-8")
         return path
 
 

@@ -94,6 +94,8 @@ def table() -> Mapping[str, Spec]:
 
     found = {}
     for info in sorted(pkgutil.iter_modules(specs.__path__), key=lambda item: item.name):
+        if info.name.startswith("_"):
+            continue
         module = importlib.import_module(f"{specs.__name__}.{info.name}")
         found[info.name] = module.SPEC
     return MappingProxyType(found)
