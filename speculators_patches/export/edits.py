@@ -224,6 +224,19 @@ def text(target: str, old: str, new: str) -> Edit:
     return Edit(target, change)
 
 
+def noqa(target: str, rule: str) -> Edit:
+    """`# noqa: RULE` behind a function's `def`, where it is not there yet."""
+
+    def change(source: Source) -> str:
+        node = source.function(target)
+        line = source.line(node.lineno)
+        if "noqa" in line:
+            return source.text
+        return source.replace_rows(node.lineno, node.lineno, f"{line.rstrip()}  # noqa: {rule}\n")
+
+    return Edit(target, change)
+
+
 def imports(*lines: str) -> Edit:
     """Import statements (`import x` or `from m import a`), sorted in where isort would put them."""
 

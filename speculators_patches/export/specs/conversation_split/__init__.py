@@ -1,7 +1,7 @@
 """Training and validation share no conversation."""
 
 from speculators_patches.export import code
-from speculators_patches.export.edits import expression, imports, insert, statement
+from speculators_patches.export.edits import docstring, expression, imports, insert, statement
 from speculators_patches.export.source import Match
 from speculators_patches.export.spec import Spec, Step
 
@@ -101,6 +101,15 @@ SPEC = Spec(
                     insert(
                         code.ours(_OURS, "cut").replace("def cut", "def _nearest_cut"),
                         before="_between_conversations",
+                    ),
+                    docstring(
+                        "_nearest_cut",
+                        """
+                        The row nearest to `wanted` where no name is on both sides.
+
+                        Neither side is empty; of two equally near rows it is the lower one.
+                        ``None`` if there is no such row.
+                        """,
                     ),
                     statement(
                         "ArrowDataset.__init__",

@@ -41,7 +41,7 @@ def keep_the_row_s_name(results, status, name):
 
 
 def group(combined_dataset):
-    # Rows of one conversation are neighbours, so that the trainer can split between two.
+    # Rows of a conversation become neighbours: the trainer splits between two.
     if "conversation" in combined_dataset.column_names:
         names = list(combined_dataset.with_format(None)["conversation"])
         combined_dataset = combined_dataset.select(_grouped(names))

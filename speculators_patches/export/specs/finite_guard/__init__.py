@@ -1,7 +1,7 @@
 """A NaN or an infinity reaches neither a weight nor the name "best"."""
 
 from speculators_patches.export import code
-from speculators_patches.export.edits import imports, insert, statement, wrap
+from speculators_patches.export.edits import imports, insert, noqa, statement, wrap
 from speculators_patches.export.source import Match
 from speculators_patches.export.spec import Spec, Step
 
@@ -44,6 +44,7 @@ SPEC = Spec(
                         where="after",
                     ),
                     insert(code.definition(_CODE, "_is_finite"), after="_should_sync_recovery"),
+                    noqa("Trainer.train_epoch", "C901"),
                     statement(
                         "Trainer.train_epoch",
                         Match("assign", "recovery"),

@@ -53,7 +53,9 @@ def accumulate(metrics, accumulated):
 
 
 def validated_nothing(num_batches, validated_batches):
-    if num_batches > 0 and not _on_any_rank(validated_batches > 0, self.local_rank):
+    if num_batches > 0 and not _on_any_rank(
+        validated_batches > 0, self.local_rank
+    ):
         raise RuntimeError(
             f"The validation of epoch {epoch} had no trainable token, so it says "
             "nothing about the drafter. Check the vLLM server and the samples at "
