@@ -48,10 +48,14 @@ class Tree:
         """`train/data.py` of the package, as a path below `root`."""
         return f"{self.prefix}/{inside}"
 
-    def lay_out(self, to: Path, touched: Iterable[str]) -> None:
-        """A copy in `to`: real files where `touched` (paths below root), links elsewhere."""
+    def lay_out(self, to: Path, touched: Iterable[str], also: Iterable[str] = ()) -> None:
+        """A copy in `to`: real files where `touched` (paths below root), links elsewhere.
+
+        Args:
+            also: folders of the repository beside the package and the tests.
+        """
         own = set(touched)
-        parts = [self.prefix]
+        parts = [self.prefix, *also]
         if self.has_tests:
             parts.append("tests")
         for part in parts:

@@ -24,12 +24,14 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from speculators_patches import patches
 from speculators_patches.export.problems import ExportError
 from speculators_patches.export.tree import Tree, find
 from tests.compat import matrix
 
 EXPECTED = Path(__file__).with_name("expected_differences.toml")
-_PYTEST = ("-q", "-p", "no:cacheprovider", "-o", "addopts=", "--timeout", "600")
+_PYTEST = ("-q", "-p", "no:cacheprovider", "-o", "addopts=", "--timeout", "600",
+           "--continue-on-collection-errors")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def compare(tree: Tree, tests: str = "tests/unit", skip: tuple[str, ...] = ()) -
         raise ExportError(f"{tree.root} has no {tests}; give a checkout, an sdist has no tests")
     with tempfile.TemporaryDirectory(prefix="upstream-tests-") as temporary:
         folder = Path(temporary)
-        tree.lay_out(folder, ())
+        tree.lay_out(folder, (), also=("scripts", "examples"))
         environment = _environment(tree, folder)
         rows = _status(folder, environment)
         refused = tuple(sorted({row for row, verdict in rows.items() if verdict == "refused"}))
@@ -144,7 +146,12 @@ def _status(folder: Path, environment: dict[str, str]) -> dict[str, str]:
         env=environment, cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     rows = json.loads(done.stdout)["patches"]
-    return {row["patch"]: row["verdict"] for row in rows if row["default"]}
+    table = patches.table()
+    return {
+        row["patch"]: row["verdict"]
+        for row in rows
+        if row["default"] and table[row["patch"]].package == "speculators"
+    }
 
 
 def _run(

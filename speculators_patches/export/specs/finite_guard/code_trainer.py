@@ -35,13 +35,14 @@ def judge(self, loss, grad_norm, non_finite_steps):
     non_finite_steps = 0 if finite else non_finite_steps + 1
     if not finite:
         root_logger.warning(
-            f"Loss or gradient of step {self.global_step} is not finite; no update."
+            f"Loss or gradient of step {self.global_step} is not finite; "
+            "no update."
         )
     if non_finite_steps >= _MAX_NON_FINITE_STEPS:
         raise RuntimeError(
-            f"Loss or gradient was not finite in {non_finite_steps} steps in a row. "
-            "The weights are those from before; check the hidden states and the "
-            "learning rate."
+            f"Loss or gradient was not finite in {non_finite_steps} steps in a "
+            "row. The weights are those from before; check the hidden states and "
+            "the learning rate."
         )
 
 
