@@ -33,6 +33,8 @@ class Edit:
 
 
 def _indented(code: str, by: int) -> str:
+    if not code:
+        return ""
     text = textwrap.dedent(code).strip("\n")
     return textwrap.indent(text, " " * by) + "\n"
 
@@ -70,7 +72,8 @@ def body(target: str, code: str) -> Edit:
 def statement(target: str, match: Match, code: str, *, where: str) -> Edit:
     """Statements put "before", "after" or "instead" of the one that `match` describes.
 
-    Before means above its comments; "under" puts them between its comments and itself.
+    Before means above its comments; "under" puts them between its comments and itself. No code
+    "instead" takes the statement out.
     """
 
     def change(source: Source) -> str:
