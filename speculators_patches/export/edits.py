@@ -114,6 +114,45 @@ def wrap(target: str, first: Match, last: Match, header: str, tail: str = "") ->
     return Edit(target, change)
 
 
+def merge_ifs(target: str, match: Match) -> Edit:
+    """`if a:` around nothing but `if b:` becomes `if a and (b):`, comments kept."""
+
+    def change(source: Source) -> str:
+        outer = source.statement(target, match)
+        inner = outer.body[0] if isinstance(outer, ast.If) else None
+        if not isinstance(outer, ast.If) or not isinstance(inner, ast.If) or len(outer.body) > 1:
+            raise DoesNotFit(f"{target} in {source.name}: `{match.text}` holds more than one `if`")
+        first, last = source.rows(outer)
+        tests = [source.text[slice(*source.span(node.test))] for node in (outer, inner)]
+        header = _indented(f"if {tests[0]} and ({tests[1]}):", outer.col_offset)
+        comments = [source.line(row) for row in range(first + 1, inner.lineno)]
+        body = [source.line(row)[4:] or "\n" for row in range(inner.body[0].lineno, last + 1)]
+        return source.replace_rows(first, last, header + "".join(comments + body))
+
+    return Edit(target, change)
+
+
+def condition(target: str, match: Match, new: str) -> Edit:
+    """`new` in front of an `if a and (b over several lines):`, one operand a line."""
+
+    def change(source: Source) -> str:
+        node = source.statement(target, match)
+        if not isinstance(node, ast.If) or not isinstance(node.test, ast.BoolOp):
+            raise DoesNotFit(f"{target} in {source.name}: `{match.text}` is no `and` (any more)")
+        first, second = node.test.values[0], node.test.values[1]
+        start, middle = source.span(first)[1], source.span(second)[0]
+        end = source.text.index(":\n", source.span(node.test)[1])
+        between = source.text[start:middle]
+        rest = between[between.index("and") :] + source.text[middle:end]
+        margin = " " * (node.col_offset + 4)
+        rest = rest.replace("\n", "\n    ")
+        head = source.text[slice(*source.span(first))]
+        block = f"(\n{margin}{new}\n{margin}and {head}\n{margin}{rest}\n{margin[4:]})"
+        return source.replace(source.span(node.test)[0], end, block)
+
+    return Edit(target, change)
+
+
 def expression(target: str, pattern: str, new: str, *, count: int = 1) -> Edit:
     """An expression of `target` (as `ast.unparse` writes it) replaced wherever it stands.
 
@@ -158,7 +197,7 @@ def parameter(target: str, text: str, *, after: str, inline: bool = False) -> Ed
         for arg in [*positional, *arguments.kwonlyargs]:
             if arg.arg == after:
                 node = defaults.get(after) or arg
-                return _beside(source, node, text, inline)
+                return _fitting(_beside(source, node, text, inline), source, target)
         raise DoesNotFit(f"{target} in {source.name} has no parameter {after} (any more)")
 
     return Edit(target, change)
@@ -324,6 +363,20 @@ def _beside(
     block = textwrap.indent(new, margin) + ",\n"
     text = source.replace_rows(node.end_lineno + 1, node.end_lineno, block)
     return text if text[end] == "," else text[:end] + "," + text[end:]
+
+
+def _fitting(text: str, source: Source, target: str) -> str:
+    """A signature on one line that became too long, as ruff would break it."""
+    new = Source(text, source.name)
+    node = new.function(target)
+    line = new.line(node.lineno).rstrip()
+    if len(line) <= LINE_LENGTH or not line.endswith(":"):
+        return text
+    head, _, rest = line.partition("(")
+    inner, _, tail = rest.rpartition(")")
+    margin = " " * node.col_offset
+    broken = f"{head}(\n{margin}    {inner}\n{margin}){tail}\n"
+    return new.replace_rows(node.lineno, node.lineno, broken)
 
 
 def _first_after_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.stmt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as xml
@@ -128,7 +129,8 @@ def complaints(paths: Iterable[str], folder: Path) -> Counter[str] | None:
         return None
     for item in json.loads(checked or "[]"):
         name = Path(item["filename"]).name
-        found[f"{name}: {item['code']} {item['message']}"] += 1
+        # Not how many: a function that was too long stays so with one more line.
+        found[f"{name}: {item['code']} {re.sub(r'[(].*', '', item['message'])}"] += 1
     for path in present:
         if _ruff(folder, "format", "--diff", path):
             found[f"{Path(path).name}: not formatted"] += 1

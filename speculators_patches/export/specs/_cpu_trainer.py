@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3DraftModel
 from speculators.models.eagle3.data import shift_batch
+from speculators.train import checkpointer
 from speculators.train.data import CollateFn
 from speculators.train.recovery import SampleUnavailable
 from speculators.train.trainer import Trainer, TrainerConfig
@@ -107,7 +108,12 @@ def weights(trainer):
     )
 
 
+def use_cpu(put=setattr):
+    """Where the trainer asks for an accelerator although it could do without."""
+    put(torch.accelerator, "synchronize", lambda: None)
+    put(checkpointer, "get_current_device", lambda: "cpu")
+
+
 @pytest.fixture(autouse=True)
 def no_accelerator(monkeypatch):
-    """Logged steps synchronize one."""
-    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+    use_cpu(monkeypatch.setattr)

@@ -21,7 +21,10 @@ def accuracies(targets, mask, drafts):
         )
         found.append(
             {
-                name: (int(seen[f"{name}_{step}_sum"]), int(seen[f"{name}_{step}_total"]))
+                name: (
+                    int(seen[f"{name}_{step}_sum"]),
+                    int(seen[f"{name}_{step}_total"]),
+                )
                 for name in ("full_acc", "cond_acc")
             }
         )

@@ -10,15 +10,13 @@ def _digest(value: object) -> str:
 
 
 def _conversation_names(examples: dict) -> list[str]:
-    """Which conversation each pretokenized row came from: primary_id, id, or a digest."""
+    """Which conversation each row came from: its primary_id, its id, or a digest."""
     rows = len(examples["input_ids"])
     primary = examples.get("primary_id") or [None] * rows
     own = examples.get("id") or [None] * rows
     return [
         str(first or second or _digest(list(ids)))
-        for first, second, ids in zip(
-            primary, own, examples["input_ids"], strict=True
-        )
+        for first, second, ids in zip(primary, own, examples["input_ids"], strict=True)
     ]
 
 

@@ -6,7 +6,6 @@ from speculators_patches.export.edits import (
     expression,
     imports,
     insert,
-    noqa,
     parameter,
     statement,
 )
@@ -45,6 +44,7 @@ _WHOLE = Step(
             insert(code.definition(_CODE, "append_whole"), before="load_seen"),
             insert(code.definition(_CODE, "_is_whole"), before="load_seen"),
             insert(code.definition(_CODE, "drop_torn_rows"), before="load_seen"),
+            insert(code.definition(_CODE, "prepare_outfile"), before="load_seen"),
             statement(
                 "_worker",
                 Match("for", "samples"),
@@ -66,7 +66,7 @@ _WHOLE = Step(
             statement(
                 "_run",
                 Match("assign", "seen_ids"),
-                code.inside(_CODE, "look_first"),
+                "prepare_outfile(outfile, resume)",
                 where="before",
             ),
         )
@@ -154,7 +154,6 @@ _EXIT = Step(
                 "max_error_rate=max_error_rate",
                 after="request_timeout",
             ),
-            noqa("regenerate_responses", "C901"),
         )
     },
     tests={"tests/unit/scripts/test_regenerate_exit.py": "test_exit.py"},

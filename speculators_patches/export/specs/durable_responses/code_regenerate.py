@@ -86,12 +86,13 @@ def write_them(out_fh, lines):
     append_whole(out_fh, "".join(lines))
 
 
-def look_first(outfile, resume):
+def prepare_outfile(outfile: str, resume: bool) -> None:
+    """Repair *outfile* before a resume; refuse to append to it without one."""
     if resume:
         dropped = drop_torn_rows(outfile)
         if dropped:
             typer.echo(f"Dropped {dropped} torn rows of {outfile}; asking again")
-    elif outpath.is_file() and outpath.stat().st_size > 0:
+    elif Path(outfile).is_file() and Path(outfile).stat().st_size > 0:
         raise typer.BadParameter(
             f"{outfile} has rows already: pass --resume to go on with it, or another "
             "--outfile"

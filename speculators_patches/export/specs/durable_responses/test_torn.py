@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from speculators.cli.regenerate_responses import regenerate_responses
 
+
 # include: _chat_server.py
 
 

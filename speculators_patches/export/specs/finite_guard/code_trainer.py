@@ -41,8 +41,8 @@ def judge(self, loss, grad_norm, non_finite_steps):
     if non_finite_steps >= _MAX_NON_FINITE_STEPS:
         raise RuntimeError(
             f"Loss or gradient was not finite in {non_finite_steps} steps in a "
-            "row. The weights are those from before; check the hidden states and "
-            "the learning rate."
+            "row. The weights are those from before; check the hidden states "
+            "and the learning rate."
         )
 
 

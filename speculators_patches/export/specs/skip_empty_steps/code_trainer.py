@@ -30,8 +30,8 @@ def look_at_the_mask(self, batch, local_step, trained_batches):
 def trained_on_nothing(remaining_steps, trained_batches):
     if remaining_steps > 0 and trained_batches == 0:
         raise RuntimeError(
-            f"Epoch {epoch} trained on nothing: no batch had a trainable token. Check "
-            "the warnings above, the vLLM server and the loss masks."
+            f"Epoch {epoch} trained on nothing: no batch had a trainable token. "
+            "Check the warnings above, the vLLM server and the loss masks."
         )
 
 
@@ -53,9 +53,7 @@ def accumulate(metrics, accumulated):
 
 
 def validated_nothing(num_batches, validated_batches):
-    if num_batches > 0 and not _on_any_rank(
-        validated_batches > 0, self.local_rank
-    ):
+    if num_batches > 0 and not _on_any_rank(validated_batches > 0, self.local_rank):
         raise RuntimeError(
             f"The validation of epoch {epoch} had no trainable token, so it says "
             "nothing about the drafter. Check the vLLM server and the samples at "

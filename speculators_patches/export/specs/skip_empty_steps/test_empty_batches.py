@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3DraftModel
 from speculators.models.eagle3.data import shift_batch
+from speculators.train import checkpointer
 from speculators.train.data import CollateFn
 from speculators.train.recovery import SampleUnavailable
 from speculators.train.trainer import Trainer, TrainerConfig

@@ -21,7 +21,9 @@ def install_hang_up(self):
 def restore_hang_up(self):
     sighup = self._original_sighup
     if sighup is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, sighup if sighup is not None else signal.SIG_DFL)
+        signal.signal(
+            signal.SIGHUP, sighup if sighup is not None else signal.SIG_DFL
+        )
 
 
 def later(self, signum, sig_name):

@@ -1,16 +1,14 @@
-"""Stop after the first of two epochs and resume.
+"""Stop after the first of two epochs and resume
 (run where this PR's test file is)."""
 
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, "tests/unit/train")
-from test_resume_precision import make_trainer, weights
+from test_resume_precision import make_trainer, use_cpu, weights
 
-torch.accelerator.synchronize = lambda: None
+use_cpu()
 folder = Path(tempfile.mkdtemp())
 straight = make_trainer(folder / "a", "RRRR", num_epochs=2, scheduler_total_steps=9)
 straight.run_training()

@@ -1,4 +1,4 @@
-"""SIGTERM while the fourth of six batches is fetched.
+"""SIGTERM while the fourth of six batches is fetched
 (run where this PR's test file is)."""
 
 import signal
@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, "tests/unit/train")
-from test_resumable_interrupt import make_trainer, Interrupting
+from test_resumable_interrupt import Interrupting, make_trainer, use_cpu
 
-torch.accelerator.synchronize = lambda: None
+use_cpu()
 folder = Path(tempfile.mkdtemp())
 trainer = make_trainer(folder, "R" * 6)
 trainer.train_loader = DataLoader(Interrupting(3, signal.SIGTERM), batch_size=None)

@@ -3,10 +3,11 @@
 from speculators_patches.export import code
 from speculators_patches.export.edits import (
     argument,
+    condition,
     expression,
     imports,
     insert,
-    noqa,
+    merge_ifs,
     parameter,
     statement,
     wrap,
@@ -179,6 +180,7 @@ ATOMIC = Step(
                 "with self.checkpointer.publishing(epoch):",
                 tail=code.inside(_TRAIN, "state_with_the_rest"),
             ),
+            merge_ifs("Trainer.maybe_save_checkpoint", Match("if", "isinstance(epoch, int)", nth=1)),
             wrap(
                 "Trainer.maybe_update_best",
                 Match("call", "self.checkpointer.save_checkpoint"),
@@ -225,10 +227,10 @@ CADENCE = Step(
                 after="local_step",
                 inline=True,
             ),
-            expression(
+            condition(
                 "Trainer.maybe_save_checkpoint",
-                "epoch != 'interrupted'",
-                "not force and {}",
+                Match("if", "epoch != 'interrupted' and..."),
+                "not force",
             ),
             statement(
                 "Trainer.train_epoch",
@@ -237,7 +239,6 @@ CADENCE = Step(
                 code.inside(_TRAIN, "every_so_many_steps"),
                 where="before",
             ),
-            noqa("Trainer.train_epoch", "C901"),
         ),
         "train/config/schema.py": (
             statement(
@@ -324,12 +325,21 @@ SIGNALS = Step(
         ),
         "train/trainer.py": (
             imports("from speculators.train.graceful_shutdown import deferred_interrupts"),
-            wrap(
+            insert(code.definition(_TRAIN, "_update"), after="Trainer._schedulers_step"),
+            statement(
+                "Trainer.train_epoch", Match("call", "self._optimizers_step"), "", where="instead"
+            ),
+            statement(
                 "Trainer.train_epoch",
-                Match("call", "self._optimizers_step"),
                 Match("call", "self._schedulers_step"),
-                "with deferred_interrupts(self):",
-                tail="self._trained_batches = (epoch, local_step)",
+                "self._update(epoch, local_step)",
+                where="instead",
+            ),
+            statement(
+                "Trainer.run_training",
+                Match("call", "self.maybe_update_best"),
+                code.inside(_TRAIN, "epoch_is_done"),
+                where="after",
             ),
             statement(
                 "Trainer.maybe_save_checkpoint",

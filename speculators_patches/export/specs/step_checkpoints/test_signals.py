@@ -12,11 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from speculators.losses import resolve_loss_config
 from speculators.models.eagle3 import Eagle3DraftModel
 from speculators.models.eagle3.data import shift_batch
+from speculators.train import checkpointer
 from speculators.train.data import CollateFn
 from speculators.train.recovery import SampleUnavailable
 from speculators.train.trainer import Trainer, TrainerConfig
 
 # include: _cpu_trainer.py
+
 
 class Interrupting(Dataset):
     """Batches, one of which sends a signal while it is being fetched."""
@@ -75,7 +77,7 @@ def test_an_update_is_not_cut_in_two(tmp_path, monkeypatch, between):
 
     assert torch.equal(weights(trainer), weights(straight))
     state = json.loads((tmp_path / "b/out/0/training_state.json").read_text())
-    assert state["local_step"] == 2
+    assert state["local_step"] == state["global_step"] == 2
 
 
 def test_the_handlers_from_before_are_back(tmp_path):

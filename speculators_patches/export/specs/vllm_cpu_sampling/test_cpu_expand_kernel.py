@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # SPDX-FileCopyrightText: Copyright contributors to the vLLM project
-"""The CPU stand-in for rejection_sampler.expand_kernel writes to its caller's tensor."""
+"""The CPU stand-in for expand_kernel writes to its caller's tensor."""
 
 import pytest
 import torch
