@@ -120,16 +120,16 @@ def _has_tests(root: Path) -> bool:
 
 
 def _version(root: Path, prefix: str, package: str) -> str | None:
+    for info in sorted(root.glob("*.dist-info")):
+        name, _, number = info.name.removesuffix(".dist-info").partition("-")
+        if name in (package, f"{package}_cpu"):
+            return number
     for name in ("version.py", "_version.py"):
         file = root / prefix / name
         if file.is_file():
             for line in file.read_text(encoding="utf-8").splitlines():
                 if match := _VERSION_LINE.match(line):
                     return match.group(1)
-    for info in sorted(root.glob("*.dist-info")):
-        name, _, number = info.name.removesuffix(".dist-info").partition("-")
-        if name in (package, f"{package}_cpu"):
-            return number
     about = root / "PKG-INFO"
     if about.is_file():
         for line in about.read_text(encoding="utf-8").splitlines():

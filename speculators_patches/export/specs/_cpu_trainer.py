@@ -27,7 +27,8 @@ SHAPE = {
 def make_drafter(folder):
     path = folder / "verifier"
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(num_hidden_layers=3, **SHAPE)).save_pretrained(path)
+    verifier = LlamaForCausalLM(LlamaConfig(num_hidden_layers=3, **SHAPE))
+    verifier.bfloat16().save_pretrained(path)
     return Eagle3DraftModel.from_training_args(
         LlamaConfig(num_hidden_layers=1, **SHAPE),
         draft_vocab_size=64,
