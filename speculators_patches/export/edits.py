@@ -24,7 +24,8 @@ class Edit:
     """One change.
 
     Attributes:
-        target: qualified name of the definition that is changed or relied upon, "" for imports.
+        target: qualified name of the definition that is changed, whose source has to be known; ""
+            where another only shows the place.
         change: the file's text and name -> its new text; raises `DoesNotFit`.
     """
 
@@ -53,7 +54,7 @@ def insert(code: str, *, after: str = "", before: str = "") -> Edit:
         first = _above_comments(source, first)
         return source.replace_rows(first, first - 1, block + gap)
 
-    return Edit(beside, change)
+    return Edit("", change)
 
 
 def body(target: str, code: str) -> Edit:
@@ -89,6 +90,11 @@ def statement(target: str, match: Match, code: str, *, where: str) -> Edit:
         return source.replace_rows(first, first - 1, block)
 
     return Edit(target, change)
+
+
+def field(owner: str, after: str, code: str) -> Edit:
+    """A field of a class, behind the one named `after`."""
+    return Edit("", statement(owner, Match("assign", after), code, where="after").change)
 
 
 def wrap(target: str, first: Match, last: Match, header: str, tail: str = "") -> Edit:

@@ -124,12 +124,6 @@ def _version(root: Path, prefix: str, package: str) -> str | None:
         name, _, number = info.name.removesuffix(".dist-info").partition("-")
         if name in (package, f"{package}_cpu"):
             return number
-    for name in ("version.py", "_version.py"):
-        file = root / prefix / name
-        if file.is_file():
-            for line in file.read_text(encoding="utf-8").splitlines():
-                if match := _VERSION_LINE.match(line):
-                    return match.group(1)
     about = root / "PKG-INFO"
     if about.is_file():
         for line in about.read_text(encoding="utf-8").splitlines():
@@ -142,6 +136,13 @@ def _version(root: Path, prefix: str, package: str) -> str | None:
         if tag:
             # Commits after a tag: newer than the release, and not the next one.
             return f"{tag}.post{rest.partition('-')[0]}" if rest else tag
+    # Last: upstream's 0.6.0.2 calls itself 0.5.0 in there.
+    for name in ("version.py", "_version.py"):
+        file = root / prefix / name
+        if file.is_file():
+            for line in file.read_text(encoding="utf-8").splitlines():
+                if match := _VERSION_LINE.match(line):
+                    return match.group(1)
     return None
 
 

@@ -5,6 +5,7 @@ from speculators_patches.export.edits import (
     argument,
     condition,
     expression,
+    field,
     imports,
     insert,
     merge_ifs,
@@ -215,12 +216,7 @@ CADENCE = Step(
     reproduction="reproduce_cadence.py",
     files={
         "train/trainer.py": (
-            statement(
-                "TrainerConfig",
-                Match("assign", "max_steps"),
-                "checkpoint_steps: int | None = None",
-                where="after",
-            ),
+            field("TrainerConfig", "max_steps", "checkpoint_steps: int | None = None"),
             parameter(
                 "Trainer.maybe_save_checkpoint",
                 "force: bool = False",
@@ -241,12 +237,7 @@ CADENCE = Step(
             ),
         ),
         "train/config/schema.py": (
-            statement(
-                "TrainerArgs",
-                Match("assign", "max_steps"),
-                code.inside(_TRAIN, "field_of_the_schema"),
-                where="after",
-            ),
+            field("TrainerArgs", "max_steps", code.inside(_TRAIN, "field_of_the_schema")),
         ),
         "train/cli.py": (
             argument(

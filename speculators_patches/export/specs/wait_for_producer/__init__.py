@@ -4,6 +4,7 @@ from speculators_patches.export import code
 from speculators_patches.export.edits import (
     argument,
     expression,
+    field,
     imports,
     insert,
     parameter,
@@ -79,12 +80,7 @@ SPEC = Spec(
                     ),
                 ),
                 "train/config/schema.py": (
-                    statement(
-                        "GenerationArgs",
-                        Match("assign", _AFTER),
-                        code.inside(_CODE, "field_of_the_schema"),
-                        where="after",
-                    ),
+                    field("GenerationArgs", _AFTER, code.inside(_CODE, "field_of_the_schema")),
                 ),
                 "train/cli.py": (
                     argument("main", _LOADERS, "producer_wait=args.producer_wait", after="seed"),
