@@ -52,7 +52,9 @@ def inside(file: str | Path, name: str) -> str:
         while source.line(head).lstrip().startswith("#"):
             head -= 1
     _, last = source.rows(node)
-    return textwrap.dedent("".join(source.line(row) for row in range(head + 1, last + 1))).strip("\n")
+    return textwrap.dedent("".join(source.line(row) for row in range(head + 1, last + 1))).strip(
+        "\n"
+    )
 
 
 def whole(path: Path) -> str:

@@ -44,7 +44,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")] = False,
     record: Annotated[bool, typer.Option("--record", hidden=True)] = False,
 ) -> None:
-    """Patches as pull requests to upstream: git patches, tests and texts. Exit 1: one did not fit."""
+    """Patches as pull requests to upstream: git patches, tests, texts. Exit 1: one did not fit."""
     if tree is None or out is None:
         fail("export: --tree DIR and --out DIR are needed")
     specs = spec.table()
@@ -82,7 +82,9 @@ def export(
     raise typer.Exit(0 if all(item.is_good for item in outcomes) else 1)
 
 
-def _trees(folder: Path, version: str | None, everything: bool, names: list[str]) -> dict[str, Tree]:
+def _trees(
+    folder: Path, version: str | None, everything: bool, names: list[str]
+) -> dict[str, Tree]:
     """Package -> its tree in `folder`, of the packages that are asked for."""
     specs = spec.table()
     wanted = sorted({specs[name].package for name in names or specs})
@@ -97,8 +99,8 @@ def _trees(folder: Path, version: str | None, everything: bool, names: list[str]
         changed = dirty(item)
         if changed:
             raise ExportError(
-                f"--tree {folder} is no clean checkout: {', '.join(changed[:3])} changed; commit or "
-                "stash that, so that the patches fit what upstream has"
+                f"--tree {folder} is no clean checkout: {', '.join(changed[:3])} changed; commit "
+                "or stash that, so that the patches fit what upstream has"
             )
     return found
 

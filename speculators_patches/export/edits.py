@@ -194,7 +194,11 @@ def parameter(target: str, text: str, *, after: str, inline: bool = False) -> Ed
         arguments = source.function(target).args
         positional = [*arguments.posonlyargs, *arguments.args]
         defaults: dict[str, ast.expr | None] = dict(
-            zip([arg.arg for arg in reversed(positional)], reversed(arguments.defaults), strict=False)
+            zip(
+                [arg.arg for arg in reversed(positional)],
+                reversed(arguments.defaults),
+                strict=False,
+            )
         )
         defaults |= {
             arg.arg: value
@@ -356,9 +360,7 @@ def _order(node: ast.stmt) -> tuple[int, int, str]:
     return section, int(isinstance(node, ast.ImportFrom)), module
 
 
-def _beside(
-    source: Source, node: ast.expr | ast.arg | ast.keyword, new: str, inline: bool
-) -> str:
+def _beside(source: Source, node: ast.expr | ast.arg | ast.keyword, new: str, inline: bool) -> str:
     """`new` behind `node` in a list: on its line, or on a line of its own."""
     end = source.span(node)[1]
     if inline:

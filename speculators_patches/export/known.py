@@ -20,7 +20,7 @@ _Known = dict[str, dict[str, dict[str, list[str]]]]
 
 
 def targets(spec: Spec, tree: Tree) -> dict[str, str]:
-    """"train/data.py:create_empty_sample" -> fingerprint, of what `spec` changes in a clean tree."""
+    """Of what `spec` changes in a clean tree: "train/data.py:ArrowDataset" -> fingerprint."""
     found = {}
     for step in spec.steps:
         for name, edits in step.files.items():

@@ -10,6 +10,7 @@ from speculators_patches.export.tree import Tree
 if TYPE_CHECKING:
     from speculators_patches.export.exporting import StepCheck
 
+
 def text(spec: Spec, step: Step, tree: Tree, check: StepCheck | None) -> str:
     """Markdown. Results appear only where `check` has seen them."""
     place = spec.steps.index(step)
@@ -56,9 +57,10 @@ def _tests(step: Step, tree: Tree, check: StepCheck | None) -> str:
     if check is None:
         return command
     before, after = check.tests_before, check.tests_after
+    more = after.passed > before.passed + before.failed
+    earlier = " (those of the earlier parts included)" if more else ""
     return (
         f"{command}\nOn {tree.package} {tree.version}: {before.failed} of "
         f"{before.failed + before.passed} fail without the change; with it {after.passed} pass"
-        f"{' (those of the earlier parts included)' if after.passed > before.passed + before.failed else ''}"
-        f" and {after.failed} fail.\n"
+        f"{earlier} and {after.failed} fail.\n"
     )

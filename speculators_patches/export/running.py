@@ -124,7 +124,9 @@ def complaints(paths: Iterable[str], folder: Path) -> Counter[str] | None:
     if not present:
         return found
     # A source without its tests has no tests/__init__.py either.
-    checked = _ruff(folder, "check", "--output-format", "json", "--extend-ignore", "INP001", *present)
+    checked = _ruff(
+        folder, "check", "--output-format", "json", "--extend-ignore", "INP001", *present
+    )
     if checked is None:
         return None
     for item in json.loads(checked or "[]"):

@@ -88,9 +88,13 @@ class Scratch:
                 command, capture_output=True, text=True, check=False, env=environment | more
             )
         except FileNotFoundError:
-            raise ExportError("git is not installed; the export makes its patches with it") from None
+            raise ExportError(
+                "git is not installed; the export makes its patches with it"
+            ) from None
         if done.returncode:
-            raise ExportError(f"git {words[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+            raise ExportError(
+                f"git {words[0]} failed: {done.stderr.strip() or done.stdout.strip()}"
+            )
         return done.stdout
 
     def write(self, spec: Spec, step: Step) -> list[str]:

@@ -88,7 +88,8 @@ class Source:
 
     def span(self, node: ast.expr | ast.arg | ast.stmt | ast.keyword) -> tuple[int, int]:
         """Where the node's own text is."""
-        assert node.end_lineno is not None and node.end_col_offset is not None
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
         return (
             self.index(node.lineno, node.col_offset),
             self.index(node.end_lineno, node.end_col_offset),
@@ -122,7 +123,9 @@ class Source:
         nodes: list[ast.AST] = [self.tree]
         for part in qualname.split("."):
             nodes = [found for node in nodes for found in named(node, part)]
-        found = [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+        found = [
+            n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        ]
         if not found:
             raise DoesNotFit(f"{self.name} has no {qualname} (any more)")
         return found[-1]

@@ -99,7 +99,7 @@ def find(folder: Path, package: str, version: str | None = None) -> Tree:
 
 
 def dirty(tree: Tree) -> list[str]:
-    """Files below the package or tests that differ from the checkout's commit; [] if no checkout."""
+    """Files below the package or tests that differ from the checkout's commit, if it is one."""
     if not (tree.root / ".git").exists():
         return []
     command = ["git", "-C", str(tree.root), "status", "--porcelain", "--", tree.prefix, "tests"]
@@ -152,4 +152,6 @@ def _parsed(version: str | None, folder: Path) -> Version:
     try:
         return Version(version)
     except InvalidVersion:
-        raise ExportError(f"{version!r} is no version number; give one with --tree-version") from None
+        raise ExportError(
+            f"{version!r} is no version number; give one with --tree-version"
+        ) from None

@@ -91,7 +91,9 @@ def test_a_flat_source_gives_the_same_change(
     src_layout: Path, laid_out: Callable[[str], Path], tmp_path: Path
 ) -> None:
     for folder, out in ((src_layout, "a"), (laid_out("0.9.0"), "b")):
-        assert export("strict_draft_vocab", "--tree", folder, "--out", tmp_path / out).returncode == 0
+        assert (
+            export("strict_draft_vocab", "--tree", folder, "--out", tmp_path / out).returncode == 0
+        )
 
     def change(out: str) -> list[str]:
         (patch,) = (tmp_path / out).rglob("*.patch")

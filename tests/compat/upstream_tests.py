@@ -58,7 +58,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of one tree: test -> "passed", "failed" or "skipped", without and with the overlay."""
+    """One tree: test -> "passed", "failed" or "skipped", without and with the overlay."""
 
     version: Version
     active: tuple[str, ...]
@@ -112,10 +112,21 @@ def compare(tree: Tree, tests: str = "tests/unit", skip: tuple[str, ...] = ()) -
         refused = tuple(sorted({row for row, verdict in rows.items() if verdict == "refused"}))
         left_out = ",".join([*refused, *skip])
         active = tuple(
-            row for row, verdict in rows.items() if verdict == "needed" and row not in left_out.split(",")
+            row
+            for row, verdict in rows.items()
+            if verdict == "needed" and row not in left_out.split(",")
         )
         without = _run(folder, environment, tests, ("-m", "pytest"))
-        overlay = ("-m", "speculators_patches", "run", "--skip", left_out, "--module", "pytest", "--")
+        overlay = (
+            "-m",
+            "speculators_patches",
+            "run",
+            "--skip",
+            left_out,
+            "--module",
+            "pytest",
+            "--",
+        )
         with_overlay = _run(folder, environment, tests, overlay)
     return Comparison(tree.version, active, refused, without, with_overlay)
 
@@ -160,7 +171,8 @@ def _run(
     report = folder / "report.xml"
     report.unlink(missing_ok=True)
     done = subprocess.run(
-        [sys.executable, *command, *_PYTEST, f"--junitxml={report}", "--rootdir", str(folder), tests],
+        [sys.executable, *command, *_PYTEST, f"--junitxml={report}", "--rootdir", str(folder),
+         tests],
         env=environment, cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if not report.is_file():
@@ -207,7 +219,9 @@ def report(found: Comparison) -> tuple[str, bool]:
 
 def main() -> None:
     """Entry point; exit 1 where a difference is not explained."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("tree", type=Path)
     parser.add_argument("--tree-version")
     parser.add_argument("--tests", default="tests/unit")

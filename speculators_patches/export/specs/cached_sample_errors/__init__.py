@@ -56,8 +56,8 @@ SPEC = Spec(
                 )
             },
             tests={"tests/unit/train/test_cached_samples.py": "test_cached_samples.py"},
-            differs="the overlay also refuses a file with another number of layers than the drafter "
-            "reads, and the wait for a lock can be set",
+            differs="the overlay also refuses a file with another number of layers than the "
+            "drafter reads, and the wait for a lock can be set",
         ),
     ),
 )

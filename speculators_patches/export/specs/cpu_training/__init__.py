@@ -6,6 +6,8 @@ from speculators_patches.export.source import Match
 from speculators_patches.export.spec import Spec, Step
 
 _CODE = "cpu_training/code.py"
+# What moves a model or a batch to its device.
+_MOVING = ("train_epoch", "val_epoch", "setup_model", "_setup_model_ddp")
 
 
 def _synchronized(qualname: str) -> Edit:
@@ -54,7 +56,7 @@ SPEC = Spec(
                             "self.local_rank",
                             "_training_device(self.local_rank)",
                         )
-                        for method in ("train_epoch", "val_epoch", "setup_model", "_setup_model_ddp")
+                        for method in _MOVING
                     ),
                 ),
                 "train/distributed.py": (

@@ -80,7 +80,8 @@ _LIMIT = Step(
     subject="feat(regenerate): limit the time of one request",
     problem="""
         Requests have no read timeout, so a server that accepts connections and never answers (a
-        deadlocked scheduler, a lost network path) holds the run for ever, without a line in the log.
+        deadlocked scheduler, a lost network path) holds the run for ever, without a word in the
+        log.
         """,
     fix="""
         `--request-timeout` (seconds without a byte, default 900) goes to the session. A request
@@ -126,7 +127,7 @@ _EXIT = Step(
         """,
     fix="""
         After the summary, exit with code 1 if more than `--max-error-rate` (default 0.1) of the
-        conversations failed. What was answered is kept, so the same command with `--resume` goes on.
+        conversations failed. What was answered is kept; the same command with `--resume` goes on.
         """,
     risk="""
         Pipelines that tolerated more failures have to say so. Rows whose tool schema is broken

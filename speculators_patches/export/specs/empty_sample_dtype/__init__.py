@@ -1,7 +1,7 @@
 """A batch whose samples all failed has the precision and width of a real one."""
 
 from speculators_patches.export import code
-from speculators_patches.export.edits import argument, expression, parameter, statement
+from speculators_patches.export.edits import expression, parameter, statement
 from speculators_patches.export.source import Match
 from speculators_patches.export.spec import Spec, Step
 
@@ -24,7 +24,7 @@ SPEC = Spec(
                 get the dtypes of real ones. The training script passes the data set's dtype.
                 """,
             risk="""
-                None for batches with a sample in them. Third parties that call `create_empty_sample`
+                None for batches with a sample in them. Others who call `create_empty_sample`
                 get bfloat16 where they got float32.
                 """,
             reproduction="reproduce.py",
@@ -72,7 +72,7 @@ SPEC = Spec(
                 )
             },
             tests={"tests/unit/train/test_empty_sample.py": "test_empty_sample.py"},
-            differs="the overlay cannot edit a user's script, so it reads the dtype from the trainer",
+            differs="the overlay cannot edit a user's script; it reads the dtype from the trainer",
         ),
     ),
 )

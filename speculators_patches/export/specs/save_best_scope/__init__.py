@@ -68,9 +68,7 @@ SPEC = Spec(
                         and the links to them.
                         """,
                     ),
-                    insert(
-                        code.definition(_CODE, "_unused_name"), before="convert_float_dtype"
-                    ),
+                    insert(code.definition(_CODE, "_unused_name"), before="convert_float_dtype"),
                 )
             },
             tests={"tests/unit/train/test_save_best_scope.py": "test_save_best_scope.py"},

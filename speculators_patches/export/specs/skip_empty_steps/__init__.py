@@ -41,9 +41,7 @@ SPEC = Spec(
             reproduction="reproduce.py",
             files={
                 "train/trainer.py": (
-                    insert(
-                        code.definition(_CODE, "_on_any_rank"), after="_all_reduce_metrics"
-                    ),
+                    insert(code.definition(_CODE, "_on_any_rank"), after="_all_reduce_metrics"),
                     noqa("Trainer.train_epoch", "C901"),
                     statement(
                         "Trainer.train_epoch",

@@ -146,9 +146,7 @@ ATOMIC = Step(
             ),
             insert(code.definition(_SAVE, "_flush"), before="convert_float_dtype"),
             *(
-                expression(
-                    f"BaseCheckpointer.{method}", _FOLDER, "self.folder(epoch)", count=1
-                )
+                expression(f"BaseCheckpointer.{method}", _FOLDER, "self.folder(epoch)", count=1)
                 for method in (
                     "model_path",
                     "optimizer_path",
@@ -181,7 +179,9 @@ ATOMIC = Step(
                 "with self.checkpointer.publishing(epoch):",
                 tail=code.inside(_TRAIN, "state_with_the_rest"),
             ),
-            merge_ifs("Trainer.maybe_save_checkpoint", Match("if", "isinstance(epoch, int)", nth=1)),
+            merge_ifs(
+                "Trainer.maybe_save_checkpoint", Match("if", "isinstance(epoch, int)", nth=1)
+            ),
             wrap(
                 "Trainer.maybe_update_best",
                 Match("call", "self.checkpointer.save_checkpoint"),
@@ -230,8 +230,11 @@ CADENCE = Step(
             ),
             statement(
                 "Trainer.train_epoch",
-                Match("if", "self.config.max_steps is not None and self.global_step >= "
-                            "self.config.max_steps"),
+                Match(
+                    "if",
+                    "self.config.max_steps is not None and self.global_step >= "
+                    "self.config.max_steps",
+                ),
                 code.inside(_TRAIN, "every_so_many_steps"),
                 where="before",
             ),
@@ -303,9 +306,7 @@ SIGNALS = Step(
                 code.inside(_STOP, "later"),
                 where="before",
             ),
-            insert(
-                code.definition(_STOP, "deferred"), before="GracefulShutdownHandler.timeout"
-            ),
+            insert(code.definition(_STOP, "deferred"), before="GracefulShutdownHandler.timeout"),
             insert(code.definition(_STOP, "deferred_interrupts"), before="with_graceful_shutdown"),
             statement(
                 "with_graceful_shutdown.decorator.wrapper",

@@ -27,7 +27,7 @@ SPEC = Spec(
                 """,
             risk="""
                 A launch script that passes `--draft-vocab-size` and never had frequencies now stops
-                at its start instead of training another model than the one asked for. Under torchrun
+                at its start instead of training another model than was asked for. Under torchrun
                 rank 0 raises, as it does already when the generated size does not match.
                 """,
             reproduction="reproduce.py",

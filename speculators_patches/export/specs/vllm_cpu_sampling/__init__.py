@@ -17,7 +17,7 @@ SPEC = Spec(
                 On a CPU every speculative method samples with uninitialised memory as temperature,
                 top-k and top-p: answers at T > 0 are garbled and often never end. The stand-in for
                 the Triton kernel that repeats one value per request for each of its draft tokens
-                converts its output to int64 first and fills the copy. The caller's tensor, made with
+                converts its output to int64 first and fills the copy. The caller's tensor, from
                 `new_empty`, is never written, and float inputs would be cut to integers besides.
                 Greedy requests do not read the result, so T = 0 looks right.
                 """,
@@ -35,9 +35,7 @@ SPEC = Spec(
                 "utils/cpu_triton_utils.py": (
                     body(
                         "_expand_kernel_impl",
-                        code.body_of(
-                            code.ours("patches.vllm_cpu_sampling", "expand_kernel_impl")
-                        ),
+                        code.body_of(code.ours("patches.vllm_cpu_sampling", "expand_kernel_impl")),
                     ),
                 )
             },

@@ -38,7 +38,7 @@ SPEC = Spec(
                 as they do now. 0 turns the waiting off.
                 """,
             risk="""
-                A wrong `--vllm-endpoint` is reported after 15 minutes instead of one, with a warning
+                A wrong `--vllm-endpoint` is an error after 15 minutes instead of one, and a warning
                 each minute; under NCCL the other ranks wait in a collective meanwhile, whose own
                 time limit (10 minutes by default) may be shorter. A sample that kills the server
                 each time it is asked for is asked for until the time is over.
@@ -87,8 +87,8 @@ SPEC = Spec(
                 ),
             },
             tests={"tests/unit/train/test_wait_for_vllm.py": "test_wait_for_vllm.py"},
-            differs="the overlay asks the server with a probe, tells a sample at fault from a server "
-            "that is gone, and waits for room on a full disk",
+            differs="the overlay probes the server, tells a sample at fault from a server that "
+            "is gone, and waits for room on a full disk",
         ),
     ),
 )
