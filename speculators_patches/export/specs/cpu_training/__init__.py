@@ -38,6 +38,8 @@ SPEC = Spec(
             risk="""
                 With an accelerator every path is the one it was. A machine whose accelerator is not
                 found now trains on the CPU, slowly, instead of failing; the progress bar shows it.
+                `tests/unit/train/test_step_timer.py` counts calls of a mocked `synchronize` and has
+                to mock `is_available` as well to pass on a CPU.
                 """,
             reproduction="reproduce.py",
             files={

@@ -13,7 +13,7 @@ SPEC = Spec(
     steps=(
         Step(
             slug="save-best-scope",
-            subject="fix(train): let --save-best delete only this run's checkpoints",
+            subject="fix(train): let --save-best delete nothing but epochs",
             problem="""
                 With `--save-best`, `cleanup_keep_only_best` removes everything under `--save-path`
                 but the best epoch, its link and `train_command.txt`: `run.yaml`, logs, another
@@ -21,36 +21,17 @@ SPEC = Spec(
                 named `checkpoint_best` with all it holds. Nothing of that can be had back.
                 """,
             fix="""
-                The checkpointer notes which epochs it has saved or resumed from, and the cleanup
-                deletes those folders and the links to them, nothing else. A `checkpoint_best` that
-                is no link is renamed instead of removed.
+                Delete what has an epoch's name, a number, and the links to it; nothing else. A
+                `checkpoint_best` that is no link is renamed instead of removed.
                 """,
             risk="""
-                Folders of an earlier process that were neither saved nor resumed from stay, so a
-                path that was used with other settings before may keep more than the best epoch.
-                That is the price of not deleting what is not known to be one's own.
+                Whatever else a path held stays there, and the best checkpoint's own files are
+                untouched. Numbered folders of another run under the same path still go, as before:
+                telling runs apart would take a mark in each folder.
                 """,
             reproduction="reproduce.py",
             files={
                 "train/checkpointer.py": (
-                    statement(
-                        "BaseCheckpointer.__init__",
-                        Match("if", "self.previous_epoch != -1"),
-                        code.inside(_CODE, "remember_resumed"),
-                        where="before",
-                    ),
-                    statement(
-                        "SingleGPUCheckpointer.save_checkpoint",
-                        Match("call", "self._copy_train_command"),
-                        code.inside(_CODE, "remember_saved"),
-                        where="after",
-                    ),
-                    statement(
-                        "DistributedCheckpointer.save_checkpoint",
-                        Match("call", "self._copy_train_command"),
-                        code.inside(_CODE, "remember_saved"),
-                        where="after",
-                    ),
                     statement(
                         "BaseCheckpointer.update_best_symlink",
                         Match("call", "shutil.rmtree"),
@@ -64,16 +45,16 @@ SPEC = Spec(
                     docstring(
                         "BaseCheckpointer.cleanup_keep_only_best",
                         """
-                        Delete the epochs that this run saved or resumed from, except best_epoch,
-                        and the links to them.
+                        Delete every epoch's folder except best_epoch's, and the links to them.
+
+                        Whatever else lies under the path is not ours and stays.
                         """,
                     ),
                     insert(code.definition(_CODE, "_unused_name"), before="convert_float_dtype"),
                 )
             },
             tests={"tests/unit/train/test_save_best_scope.py": "test_save_best_scope.py"},
-            differs="the overlay marks folders with the run's id on disk, so that what an earlier "
-            "process of the same run wrote goes too",
+            differs="the overlay marks folders with the run's id and spares other runs' epochs too",
         ),
     ),
 )

@@ -4,15 +4,6 @@ import shutil
 from pathlib import Path
 
 
-def remember_resumed(self):
-    # Folders that --save-best may delete: saved or resumed from by this run.
-    self._own_epochs = {str(self.previous_epoch)} - {"-1"}
-
-
-def remember_saved(self, epoch):
-    self._own_epochs.add(str(epoch))
-
-
 def move_aside(best_path):
     kept = _unused_name(best_path)
     best_path.rename(kept)
@@ -24,19 +15,19 @@ def cleanup_keep_only_best(self, best_epoch):
     if not keep_dir.is_dir():
         raise FileNotFoundError(f"Best epoch dir does not exist: {keep_dir}")
 
-    doomed = self._own_epochs - {str(best_epoch)}
-    for name in sorted(doomed):
-        folder = self.path / name
-        if folder.is_symlink() or not folder.is_dir():
+    removed = set()
+    for child in self.path.iterdir():
+        is_epoch = child.name.isdecimal() and child.is_dir()
+        if not is_epoch or child.is_symlink() or child == keep_dir:
             continue
         try:
-            shutil.rmtree(folder)
+            shutil.rmtree(child)
         except OSError as exc:
-            raise RuntimeError(f"Failed to delete {folder}") from exc
-    self._own_epochs -= doomed
+            raise RuntimeError(f"Failed to delete {child}") from exc
+        removed.add(child.name)
 
     for child in self.path.iterdir():
-        if child.is_symlink() and str(child.readlink()) in doomed:
+        if child.is_symlink() and str(child.readlink()) in removed:
             child.unlink()
 
 
