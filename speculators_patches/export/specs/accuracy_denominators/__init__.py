@@ -9,7 +9,7 @@ _CODE = "accuracy_denominators/code_metrics.py"
 
 SPEC = Spec(
     name="accuracy_denominators",
-    related="#902 (open: the conditional denominator), #624 (open)",
+    related="#902 (open, 2026-08-03: the conditional denominator), #624 (open)",
     steps=(
         Step(
             slug="ttt-accuracy-denominators",

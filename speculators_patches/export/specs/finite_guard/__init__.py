@@ -9,7 +9,7 @@ _CODE = "finite_guard/code_trainer.py"
 
 SPEC = Spec(
     name="finite_guard",
-    related="#1120 (RFC: non-finite losses and the final save)",
+    related="#1120 (RFC, open, 2026-09-15: non-finite losses and the final save)",
     steps=(
         Step(
             slug="skip-non-finite-steps",

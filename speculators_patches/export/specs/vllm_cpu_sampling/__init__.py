@@ -7,8 +7,7 @@ from speculators_patches.export.spec import Spec, Step
 SPEC = Spec(
     name="vllm_cpu_sampling",
     package="vllm",
-    related="https://github.com/vllm-project/vllm/issues/55005, "
-    "https://github.com/vllm-project/vllm/pull/55006",
+    related="vllm#55005 (open, 2026-09-02), vllm#55006 (open), vllm#42638 (closed, 2026-05-14)",
     steps=(
         Step(
             slug="cpu-expand-kernel",
