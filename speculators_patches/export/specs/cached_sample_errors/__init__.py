@@ -32,7 +32,7 @@ SPEC = Spec(
                 Every cached sample is scanned once for NaN, one pass over memory that was just
                 read. Cached tokens that do not match their row were skipped silently before; they
                 count as failures now, so 20 in a row (a cache made for another data set) stop the
-                run.
+                run. "Hidden-state generation recovered" in the log can now mean the cache.
                 """,
             reproduction="reproduce.py",
             files={

@@ -32,9 +32,10 @@ SPEC = Spec(
                 validation that saw nothing raise, naming what to look at.
                 """,
             risk="""
-                One all-reduce of a single number a step in distributed runs; the mask is looked at
-                on the CPU, before the batch is moved, so one process waits for nothing. If only
-                some ranks are empty nothing changes: they contribute a zero gradient, and the mean
+                In distributed runs one all-reduce of a single number a step, whose result is read
+                back: the step waits for the device once, as it does where metrics are logged. One
+                process looks at the mask on the CPU and waits for nothing. If only some
+                ranks are empty nothing changes: they contribute a zero gradient, and the mean
                 over ranks is smaller for it. Logged training metrics of an empty batch are still 0.
                 A run that was "successful" without any data now fails.
                 """,

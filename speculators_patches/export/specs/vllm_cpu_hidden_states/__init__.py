@@ -3,7 +3,7 @@
 from packaging.specifiers import SpecifierSet
 
 from speculators_patches.export import code
-from speculators_patches.export.edits import insert, statement, wrap
+from speculators_patches.export.edits import expression, insert, statement, wrap
 from speculators_patches.export.source import Match
 from speculators_patches.export.spec import Spec, Step
 
@@ -40,6 +40,14 @@ SPEC = Spec(
             files={
                 "distributed/kv_transfer/kv_connector/v1/example_hidden_states_connector.py": (
                     insert(code.definition(_CODE, "_CompletedCopy"), before=_CLASS),
+                    expression(
+                        f"{_CLASS}.__init__",
+                        "dict[str, torch.cuda.Event]",
+                        "dict[\n            str, torch.cuda.Event | _CompletedCopy\n        ]",
+                    ),
+                    expression(
+                        f"{_CLASS}._write_tensors", "torch.cuda.Event", "{} | _CompletedCopy"
+                    ),
                     statement(
                         _SUBMIT,
                         Match("assign", "copy_stream"),
@@ -50,7 +58,7 @@ SPEC = Spec(
                         _SUBMIT,
                         Match("assign", "copy_stream"),
                         Match("call", "copy_done.record"),
-                        code.inside(_CODE, "in_host_memory"),
+                        code.inside(_CODE, "in_host_memory").removesuffix("\n    ..."),
                     ),
                 )
             },

@@ -19,7 +19,8 @@ def copy_done_is_either():
 
 def in_host_memory(self, slot_mapping, num_tokens):
     if self._kv_cache.device.type == "cpu":
-        # Indexing copies, so the blocks may be freed as soon as this returns.
+        # Indexing copies, so the blocks may be freed as soon as this returns;
+        # nothing is pinned, there is no device to copy from.
         pinned_hs = extract_from_kv_cache(
             self._kv_cache, slot_mapping, num_tokens
         ).contiguous()
