@@ -5,6 +5,7 @@ they say. The whole check of every patch is nightly; two small ones run always.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -83,8 +84,31 @@ def test_every_patch_is_exported_and_git_am_takes_it(src_layout: Path, tmp_path:
         )  # fmt: skip
         assert applied.returncode == 0, applied.stderr
         for patch in patches:
-            assert "speculators_patches" not in patch.read_text().replace("<speculators-p", "")
+            looks_like_a_pull_request(patch)
         shutil.rmtree(clone)
+
+
+def looks_like_a_pull_request(patch: Path) -> None:
+    added = [line[1:] for line in patch.read_text().splitlines() if line.startswith("+")]
+    assert not any("speculators_patches" in line for line in added)
+    assert not any(line.strip() == "..." for line in added), "a placeholder was left"
+
+
+def vllm_tree() -> Path:
+    """vLLM as it is installed here."""
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        pytest.skip("vLLM is not installed")
+    return Path(found.origin).parent
+
+
+@pytest.mark.parametrize("name", VLLM)
+def test_patches_of_vllm_are_exported_from_the_installed_package(name: str, tmp_path: Path) -> None:
+    done = export(name, "--tree", vllm_tree(), "--out", tmp_path, "--json")
+    item = outcomes(done)[name]
+    assert item["verdict"] == "exported", item
+    (patch,) = tmp_path.rglob("*.patch")
+    looks_like_a_pull_request(patch)
 
 
 def test_a_flat_source_gives_the_same_change(
@@ -137,11 +161,7 @@ def test_the_check_passes_for_each_patch(
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", VLLM)
 def test_the_check_passes_for_vllm(name: str, tmp_path: Path) -> None:
-    vllm = pytest.importorskip("importlib.util").find_spec("vllm")
-    if vllm is None or vllm.origin is None:
-        pytest.skip("vLLM is not installed")
-    tree = Path(vllm.origin).parent
-    done = export(name, "--check", "--tree", tree, "--out", tmp_path, "--json")
+    done = export(name, "--check", "--tree", vllm_tree(), "--out", tmp_path, "--json")
     assert outcomes(done)[name]["verdict"] == "exported", done.stdout
 
 

@@ -66,13 +66,3 @@ def test_the_texts_are_there(item: Spec, step: Step) -> None:
         assert not re.search(r"^\s*#", text, re.MULTILINE)
     assert step.differs
     assert step.tests
-
-
-@EACH
-def test_no_placeholder_is_left_in_the_code(item: Spec, step: Step) -> None:
-    """`...` stands for upstream's own statements in a piece that goes around them."""
-    for file in item.folder.glob("code*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.FunctionDef):
-                piece = code.inside(file, node.name) if len(node.body) > 1 else ""
-                assert "..." not in piece.removesuffix("\n    ...")
