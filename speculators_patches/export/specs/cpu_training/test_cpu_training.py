@@ -123,8 +123,8 @@ def test_ranks_talk_over_gloo():
     ranks = [context.Process(target=_rank, args=(n, port, results)) for n in range(2)]
     for process in ranks:
         process.start()
-    found = [results.get(timeout=120) for _ in ranks]
     for process in ranks:
-        process.join()
+        process.join(120)
+    found = [results.get(timeout=5) for _ in ranks]
 
     assert found == [(2, 3.0), (2, 3.0)]
