@@ -145,6 +145,7 @@ _resolve: Any = None
 _setup_trainer: Any = None
 _setup_optimizer: Any = None
 _schedulers_step: Any = None
+_theirs: Mapping[str, Any] = {}
 _settings: Settings | None = None  # from the command line; None: from the environment
 _config: Any = None  # upstream's, from the same command line
 
@@ -272,18 +273,33 @@ def _check_save_best(trainer: Any) -> None:
 def schedulers_step(self: Any) -> None:
     """Upstream's; after it a step's update is complete."""
     _schedulers_step(self)
-    self._step_checkpoints.update_done()
+    if _is_ours(self):
+        self._step_checkpoints.update_done()
 
 
 def maybe_save_checkpoint(self: Any, epoch: int | str, local_step: int = 0) -> None:
     """Called in the middle of an epoch by --checkpoint-freq below 1: a step checkpoint."""
-    self._step_checkpoints.request_save()
+    if _is_ours(self):
+        self._step_checkpoints.request_save()
+    else:
+        _theirs[_SAVE](self, epoch, local_step)
 
 
 def run_training(self: Any) -> None:
     """See `step_checkpoints.run.Run.train`."""
+    if not _is_ours(self):
+        logger.warning(
+            f"{type(self).__name__} sets up its optimizers itself: its checkpoints are upstream's"
+        )
+        _theirs[_RUN](self)
+        return
     with _in_one_sentence():
         self._step_checkpoints.train()
+
+
+def _is_ours(trainer: Any) -> bool:
+    """False for a trainer made without `setup_optimizer`: a subclass with one of its own."""
+    return hasattr(trainer, "_step_checkpoints")
 
 
 def export_checkpoint(checkpoint: Path, output: Path) -> None:
@@ -300,6 +316,8 @@ def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:
     _resolve = originals[_RESOLVE]
     _setup_trainer, _setup_optimizer = originals[_SETUP], originals[_OPTIMIZER]
     _schedulers_step = originals[_SCHEDULE]
+    global _theirs
+    _theirs = originals
     return {
         _RESOLVE: resolve,
         _SETUP: setup_trainer,
