@@ -73,21 +73,7 @@ def predict(
     Raises:
         BenchError: the drafters do not fit together or the body, or the server does not answer.
     """
-    layers = _layers(question)
-    wanted = Wanted(
-        question.body, layers, question.depth, question.max_tokens, question.seed,
-        dict(question.request),
-    )  # fmt: skip
-    collection = Collection(folder / "answers", wanted)
-    missing = collection.missing(question.prompts, question.temperatures, question.repeats)
-    if missing:
-        server = replace(
-            template, name="predict", model=question.body, speculative_config=None,
-            extraction_layers=layers, extraction_folder=folder / "states",
-        )  # fmt: skip
-        (folder / "states").mkdir(parents=True, exist_ok=True)
-        with pool.lease(server) as endpoint:
-            collection.collect(endpoint, missing, progress)
+    collection = collect(question, folder, pool, template, progress)
     chosen = _chosen(collection.answers, question)
     found: dict[str, Any] = {
         "schema": SCHEMA,
@@ -108,6 +94,45 @@ def predict(
     found["made_with"] = describe()
     (folder / REPORT).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     return found
+
+
+def collect(
+    question: Question,
+    folder: Path,
+    pool: ServerPool,
+    template: ServerSpec,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Collection:
+    """The body's answers and states; a server is started if one is missing. Raises as `predict`."""
+    layers = _layers(question)
+    wanted = Wanted(
+        question.body, layers, question.depth, question.max_tokens, question.seed,
+        dict(question.request),
+    )  # fmt: skip
+    collection = Collection(folder / "answers", wanted)
+    missing = collection.missing(question.prompts, question.temperatures, question.repeats)
+    if missing:
+        server = replace(
+            template, name="predict", model=question.body, speculative_config=None,
+            extraction_layers=layers, extraction_folder=folder / "states",
+        )  # fmt: skip
+        (folder / "states").mkdir(parents=True, exist_ok=True)
+        with pool.lease(server) as endpoint:
+            collection.collect(endpoint, missing, progress)
+    return collection
+
+
+def rows_of(
+    question: Question,
+    collection: Collection,
+    name: str,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Row]:
+    """What is expected of one of the question's drafters, one row an answer."""
+    chosen = _chosen(collection.answers, question)
+    defaults = defaults_of(question.body)
+    drafter = question.drafters[name]
+    return _rows(question, collection, chosen, name, drafter, defaults, progress)
 
 
 def _layers(question: Question) -> tuple[int, ...]:
