@@ -8,7 +8,7 @@ Each variant is a fresh EAGLE-3 drafter trained on the same rows with hidden sta
 them (`hidden_states` of a run's `vanilla/prepare/dataset`). Then the body's held-out answers, from
 an extraction server, say for every one what vLLM would accept (`benchmarks.predict`): the same
 answers for all, so differences are paired by prompt and free of sampling noise of the drafts.
-Writes variants.json. A variant that is trained already is not trained again.
+Writes EXPERIMENT.json (or variants.json). A variant that is trained already is not trained again.
 
 A variant's flags are `--skip PATCH`, `--scale-head T` (its head divided by T after training),
 `--mask-unsayable` (patch unsayable_positions), and whatever upstream's train takes; the last of a
@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         display.close()
-    print(f"written: {options.out / 'variants.json'}, {len(report['variants'])} variants")
+    print(f"written into {options.out}: {len(report['variants'])} variants")
     return 0
 
 
@@ -271,7 +271,8 @@ def run(
         },
         "differences": compare(rows, options.depth, variants[0].name),
     }  # fmt: skip
-    (options.out / "variants.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    name = f"{options.experiment or 'variants'}.json"
+    (options.out / name).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     for line in lines(report):
         say(line)
     return report

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 REPORT = "prediction.json"
+# Tokens collected behind an answer's end, so that other depths need no other answers.
+BEYOND = 8
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def collect(
     """The body's answers and states; a server is started if one is missing. Raises as `predict`."""
     layers = _layers(question)
     wanted = Wanted(
-        question.body, layers, question.depth, question.max_tokens, question.seed,
+        question.body, layers, max(BEYOND, question.depth), question.max_tokens, question.seed,
         dict(question.request),
     )  # fmt: skip
     collection = Collection(folder / "answers", wanted)

@@ -84,7 +84,9 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "prefix_caching": (False, "bench serve"),
     "tool_parser": ("", "serve"),
     "serve_port": (8001, "serve"),
-    "num_speculative_tokens": (2, "serve"),
+    # The bench asks the probabilistic arm at this n.
+    "num_speculative_tokens": (2, "bench serve"),
+    "draft_sample_method": ("greedy", "bench"),
     "vllm_extra": (("--enforce-eager",), "regenerate train bench serve"),
     "start_timeout": (60.0, ""),
     "regenerate_endpoint": ("http://127.0.0.1:1", ""),
@@ -99,8 +101,8 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "bench_temperatures": ((0.0,), "bench"),
     "bench_max_tokens": (100, "bench"),
 }
-# Needs a file of its own; is in the production command of a GPU only.
-LEFT_OUT = {"bench_prompts", "serve_vllm_share"}
+# Needs a file of its own; is in the production command of a GPU only; decides with a bench's help.
+LEFT_OUT = {"bench_prompts", "serve_vllm_share", "serve_temperature"}
 # Of the watched producer: how patient, not what is learnt.
 PATIENCE = {name for name in Recipe.__dataclass_fields__ if name.startswith("producer_")}
 
