@@ -68,10 +68,11 @@ def _cell(
             )  # fmt: skip
             cell["probabilistic_minus_greedy"][n] = difference.to_json()
     totals = {name: np.sum([r.sums[name] for r in rows], axis=0) for name in MEANS}
+    # At temperature 0 both are one-hot: KL is 0 or infinite there, and says nothing.
     infinite = np.sum([r.unsayable_kl for r in rows], axis=0)
     means = {name: (totals[name] / starts).tolist() for name in MEANS if name != "kl"}
     means["kl"] = [
-        float(t / (starts - i)) if starts > i else None
+        float(t / (starts - i)) if starts > i and temperature > 0 else None
         for t, i in zip(totals["kl"], infinite, strict=True)
     ]
     means["total_variation"] = [1 - v for v in means["overlap"]]

@@ -102,6 +102,17 @@ def judge(
     return _verdict(cell, now, best, trained, drafting, closes)
 
 
+def _is_shown(cell: dict[str, Any], now: Option, best: Option, drafting: str) -> bool:
+    """Whether the prompts show that other flags are better, and not only their mean."""
+    if not best.n:  # no speculation: the upper end of what is served now stays below it
+        high = cell["tokens_a_step"][now.drafting][now.n]["high"]
+        return high is None or now.worth * high / now.length < 1
+    difference = cell["probabilistic_minus_greedy"].get(best.n)
+    if difference is None or best.drafting == drafting:
+        return True
+    return bool(difference["low"] > 0 if best.drafting == PROBABILISTIC else difference["high"] < 0)
+
+
 def _verdict(
     cell: dict[str, Any], now: Option, best: Option, trained: Option, drafting: str, closes: float
 ) -> Verdict:
@@ -118,19 +129,15 @@ def _verdict(
         f"training that closed {closes:.0%} of the way to a perfect drafter would bring "
         f"{trained.worth:.2f} ({training:.2f} times)"
     )
-    if flags >= WORTH_A_FLAG and (best.drafting, best.n) != (now.drafting, now.n):
-        difference = cell["probabilistic_minus_greedy"].get(best.n) if best.n else None
-        shown = difference is None or best.drafting == drafting or (
-            difference["low"] > 0 if best.drafting == PROBABILISTIC else difference["high"] < 0
+    other = (best.drafting, best.n) != (now.drafting, now.n)
+    if flags >= WORTH_A_FLAG and other and _is_shown(cell, now, best, drafting):
+        then = "then train" if training >= WORTH_TRAINING else "training adds little to that"
+        return Verdict(
+            temperature, workload, FLAGS,
+            f"{said}: {named(best)} is expected to reach {best.worth:.2f} {unit}, "
+            f"{named(now)} {now.worth:.2f} ({flags:.2f} times); {gain}: {then}.",
+            now, best, trained,
         )  # fmt: skip
-        if shown:
-            then = "then train" if training >= WORTH_TRAINING else "training adds little to that"
-            return Verdict(
-                temperature, workload, FLAGS,
-                f"{said}: {named(best)} is expected to reach {best.worth:.2f} {unit}, "
-                f"{named(now)} {now.worth:.2f} ({flags:.2f} times); {gain}: {then}.",
-                now, best, trained,
-            )  # fmt: skip
     if training >= WORTH_TRAINING:
         return Verdict(
             temperature, workload, TRAIN,
