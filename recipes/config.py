@@ -112,6 +112,11 @@ class Recipe:
     checkpoint_keep_every: int | None = _setting(
         None, "keep also the first checkpoint of each stretch of so many steps"
     )
+    best_by: Literal["loss", "greedy-tokens", "probabilistic-tokens"] = _setting(
+        "loss",
+        "what makes a checkpoint the best in validation: upstream's loss, or expected tokens a "
+        "step in service, with greedy drafts or at serve_temperature with probabilistic ones",
+    )
     train_extra: tuple[str, ...] = _setting((), "more flags for upstream's train, verbatim")
 
     # vLLM

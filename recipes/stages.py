@@ -55,6 +55,7 @@ def train(ctx: Context) -> None:
                 "scheduler",
                 "ttt_steps",
                 "train_share",
+                "best_by",
                 "seed",
                 "hidden_states",
                 "hidden_states_dtype",
@@ -93,6 +94,8 @@ def train(ctx: Context) -> None:
                 endpoint=endpoint,
             )
 
+        env = upstream.train_environment(recipe)
+
         def lease() -> Any:
             (spec,) = servers_of(ctx, "train")
             watch = watching(recipe, ctx.display.line)
@@ -108,10 +111,10 @@ def train(ctx: Context) -> None:
                         ),
                         show,
                     )
-            work.command(argv(None), show)
+            work.command(argv(None), show, env)
         else:
             with lease() as server:
-                work.command(argv(server.base_url), show)
+                work.command(argv(server.base_url), show, env)
         if not upstream.is_finished(checkpoints, recipe.epochs):
             raise StageError(
                 f"train: upstream ended without finishing epoch {recipe.epochs} "

@@ -213,6 +213,7 @@ def train(
     arguments += [
         "--checkpoint-every-minutes", str(recipe.checkpoint_every_minutes),
         "--checkpoint-keep", str(recipe.checkpoint_keep),
+        "--best-by", recipe.best_by,
     ]  # fmt: skip
     if recipe.checkpoint_every_steps is not None:
         arguments += ["--checkpoint-every-steps", str(recipe.checkpoint_every_steps)]
@@ -221,6 +222,11 @@ def train(
     if recipe.num_workers is not None:
         arguments += ["--num-workers", str(recipe.num_workers)]
     return _patched("speculators.train", [*arguments, *recipe.train_extra])
+
+
+def train_environment(recipe: Recipe) -> dict[str, str]:
+    """What the patch expected_acceptance reads from the environment."""
+    return {"SPECULATORS_PATCHES_SERVE_TEMPERATURE": str(recipe.serve_temperature)}
 
 
 def newest_drafter(checkpoints: Path) -> Path:

@@ -21,7 +21,7 @@ from speculators_patches.checkpointing.cursor import Cursor
 from speculators_patches.checkpointing.errors import CheckpointError, SaveFailedError
 from speculators_patches.checkpointing.run import Found, RunCheckpoints
 from speculators_patches.checkpointing.state import TrainingState
-from speculators_patches.step_checkpoints import epoch_folder, identity, schedules
+from speculators_patches.step_checkpoints import best, epoch_folder, identity, schedules
 from speculators_patches.step_checkpoints.loaders import Events, Watched, warn_of_noise
 from speculators_patches.step_checkpoints.settings import Settings
 from speculators_patches.step_checkpoints.stopping import Interrupted, Signals
@@ -57,6 +57,7 @@ class Run:
         self._generators: dict[str, Any] | None = None
         self._restore_generators_of: Found | None = None
         self._begun: Cursor | None = None  # where the newest save stands
+        self._best_by = settings.best_by
         self._validated_at: int | None = None
         self._published_at: int | None = None
 
@@ -100,7 +101,8 @@ class Run:
         trainer.current_epoch = cursor.epoch
         trainer._resume_local_step = cursor.local_step if cursor.phase == "train" else 0
         trainer._resume_global_step = trainer.global_step = cursor.global_step
-        if meta["best_val_loss"] is not None:
+        # A value of another kind says nothing about this one's.
+        if meta["best_val_loss"] is not None and meta.get("best_by", best.LOSS) == self._best_by:
             trainer.best_val_loss = meta["best_val_loss"]
         if meta["run_id"] is not None:
             trainer.checkpointer._patches_run_id = meta["run_id"]  # see save_best_scope
@@ -189,9 +191,10 @@ class Run:
 
     def _meta(self) -> dict[str, Any]:
         trainer = self.trainer
-        best = float(trainer.best_val_loss)
+        reached = float(trainer.best_val_loss)
         return {
-            "best_val_loss": best if math.isfinite(best) else None,
+            "best_val_loss": reached if math.isfinite(reached) else None,
+            "best_by": self._best_by,
             "run_id": getattr(trainer.checkpointer, "_patches_run_id", None),
             "schedule_steps": [int(one.last_epoch) for one in trainer.schedulers],
             "validated_at": self._validated_at,
@@ -347,10 +350,15 @@ class Run:
     def _improve(
         self, epoch: int, metrics: Mapping[str, float] | None, *, epoch_ended: bool
     ) -> bool:
-        """Makes this epoch `checkpoint_best` if its validation loss is the lowest so far."""
+        """Makes this epoch `checkpoint_best` if its validation is the best so far, by `best_by`."""
         trainer = self.trainer
-        loss = (metrics or {}).get("loss_epoch")
-        if loss is None or not loss < trainer.best_val_loss or not math.isfinite(loss):
+        value = best.value(metrics or {}, self._best_by)
+        if metrics and value is None:
+            logger.warning(
+                f"{best.FLAG} {self._best_by}: validation reports no such acceptance (is its patch "
+                "skipped, or the drafter no EAGLE-3 one?), so no checkpoint becomes the best"
+            )
+        if value is None or not value < trainer.best_val_loss or not math.isfinite(value):
             return False
         if trainer.config.save_best:
             self._checked()
@@ -358,10 +366,10 @@ class Run:
             self._publish(finished=False, epoch_ended=epoch_ended)
         if self._published_at != trainer.global_step:
             return False  # it could not be written; the log says so
-        trainer.best_val_loss = loss
+        trainer.best_val_loss = value
         trainer.checkpointer.save_val_metrics(epoch, metrics)
         trainer.checkpointer.update_best_symlink(epoch)
-        logger.info(f"Updated checkpoint_best -> {epoch} (loss_epoch={loss:.6f})")
+        logger.info(f"Updated checkpoint_best -> {epoch} ({best.told(value, self._best_by)})")
         if trainer.config.save_best:
             trainer.checkpointer.cleanup_keep_only_best(best_epoch=epoch)
         return True

@@ -62,6 +62,7 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "scheduler": ("linear", "train"),
     "ttt_steps": (4, "train"),
     "train_share": (0.8, "train"),
+    "best_by": ("greedy-tokens", "train"),
     "seed": (1, "prepare train bench"),
     "num_workers": (2, ""),
     "loss_implementation": ("eager", ""),
