@@ -3,8 +3,8 @@
 `--from-pretrained` of a speculators checkpoint keeps the verifier that its config names, and
 upstream makes the targets with that one's final norm and head, whatever `--verifier-name-or-path`
 says: a drafter made for a vanilla body and fine-tuned on an abliterated body's hidden states is
-taught with the vanilla body's head (and needs its files). Here the named one's norm and head are loaded in
-their place, and the checkpoints name it. The drafter's own embedding and head stay.
+taught with the vanilla body's head (and needs its files). Here the named one's norm and head are
+loaded in their place, and the checkpoints name it. The drafter's own embedding and head stay.
 
 How much it matters depends on what the two heads share; in the miniature, whose abliteration edits
 the tied embedding, the total variation between both teachers is 4e-5.
