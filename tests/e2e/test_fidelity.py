@@ -92,9 +92,9 @@ def distributions(told: dict[str, Any], row: list[int]) -> torch.Tensor:
 
 # (cap, factor on the final norm's gain, dtype of the server and of the trainer)
 BODIES = {
-    "biting": (5.0, 3.0, "float32"),
-    "biting-bf16": (5.0, 3.0, "bfloat16"),
-    "far": (1e6, 1.0, "float32"),
+    "biting": (5.0, 40.0, "float32"),
+    "biting-bf16": (5.0, 40.0, "bfloat16"),
+    "far": (1e6, 10.0, "float32"),
 }
 
 
@@ -201,6 +201,9 @@ def test_targets_equal_what_is_served_at_every_position(
     # One bfloat16 step of a logit near 5 is 0.03, of a probability then 3 %; states and logits are
     # each rounded once by vLLM and once by the trainer.
     limit = 0.03 if dtype == "bfloat16" else 2e-4
+    # transformers computes the layers themselves anew, every one of them rounded.
+    loose = 0.2 if dtype == "bfloat16" else 1e-3
+    farthest = {"vllm": 0.0, "transformers": 0.0}
     batches = train(name, there, pruned, tmp_path)
     assert any((b["documents"].max() >= 1) for b in batches), "no batch holds two conversations"
     sayable = batches[0].get("sayable")
@@ -215,18 +218,20 @@ def test_targets_equal_what_is_served_at_every_position(
         chosen = slice(None) if sayable is None else sayable
         vllm = there.says[row][1:, chosen].softmax(-1)
         mine = targets.float().softmax(-1)
-        assert total_variation(mine, vllm).max() < limit
-        assert total_variation(mine, hf[1:, chosen].softmax(-1)).max() < limit
+        for other, said in (("vllm", vllm), ("transformers", hf[1:, chosen].softmax(-1))):
+            farthest[other] = max(farthest[other], float(total_variation(mine, said).max()))
         if cap < 100:
             raw = torch.atanh((hf[1:, chosen] / cap).clamp(-0.999999, 0.999999)) * cap
             uncapped.append(total_variation(raw.softmax(-1), vllm))
         seen += len(ids)
+    print(json.dumps({"body": name, "pruned": pruned, "positions": seen, **farthest}))
+    assert farthest["vllm"] < limit
+    assert farthest["transformers"] < loose
     trained = [row for row in there.rows if row[1:] in [i.tolist() for i, _ in documents(batches)]]
     assert seen == sum(len(row) - 1 for row in trained)
     assert len(trained) >= len(there.rows) - 1, "one conversation may validate"
     if uncapped:  # the test would not pass without the cap
         assert torch.cat(uncapped).mean() > 0.1
-    print(json.dumps({"body": name, "positions": seen, "limit": limit}))
 
 
 def hugging_face(folder: Path, dtype: str) -> Any:
