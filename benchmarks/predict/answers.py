@@ -112,7 +112,8 @@ class Collection:
                 progress(f"answer {done + 1} of {len(missing)}")
                 answer = self._one(http, endpoint.model, prompt, temperature, repeat)
                 with (self.folder / INDEX).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(asdict(answer)) + "\n")
+                    # On a line of its own, whatever a kill left half written before it.
+                    file.write("\n" + json.dumps(asdict(answer)) + "\n")
                 self.answers.append(answer)
 
     def states(self, answer: Answer) -> torch.Tensor:
@@ -167,7 +168,8 @@ class Collection:
         )  # fmt: skip
         written = _states_file(reply, where)
         wait_until_written(written)
-        name = f"{len(self.answers):06d}.safetensors"
+        taken = (int(p.stem) for p in self.folder.glob("*.safetensors"))
+        name = f"{max(taken, default=-1) + 1:06d}.safetensors"
         shutil.copyfile(written, self.folder / f"{name}.part")
         (self.folder / f"{name}.part").replace(self.folder / name)
         discard(written)

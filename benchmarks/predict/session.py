@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -111,16 +112,19 @@ def collect(
         question.body, layers, max(BEYOND, question.depth), question.max_tokens, question.seed,
         dict(question.request),
     )  # fmt: skip
-    collection = Collection(folder / "answers", wanted)
-    missing = collection.missing(question.prompts, question.temperatures, question.repeats)
-    if missing:
-        server = replace(
-            template, name="predict", model=question.body, speculative_config=None,
-            extraction_layers=layers, extraction_folder=folder / "states",
-        )  # fmt: skip
-        (folder / "states").mkdir(parents=True, exist_ok=True)
-        with pool.lease(server) as endpoint:
-            collection.collect(endpoint, missing, progress)
+    (folder / "answers").mkdir(parents=True, exist_ok=True)
+    with (folder / "answers" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another prediction over the same answers collects first
+        collection = Collection(folder / "answers", wanted)
+        missing = collection.missing(question.prompts, question.temperatures, question.repeats)
+        if missing:
+            server = replace(
+                template, name="predict", model=question.body, speculative_config=None,
+                extraction_layers=layers, extraction_folder=folder / "states",
+            )  # fmt: skip
+            (folder / "states").mkdir(parents=True, exist_ok=True)
+            with pool.lease(server) as endpoint:
+                collection.collect(endpoint, missing, progress)
     return collection
 
 
