@@ -125,7 +125,9 @@ def train(variant: Variant, body: str, data: Path, out: Path) -> tuple[Path, flo
         with (folder / "train.log").open("wb") as log:
             code = subprocess.run(
                 argv, stdout=log, stderr=subprocess.STDOUT, check=False,
-                env={**os.environ, UNSAYABLE: "mask" if variant.mask else ""},
+                # One thread: on a busy machine two wait for each other longer than they compute.
+                env={**os.environ, UNSAYABLE: "mask" if variant.mask else "",
+                     "OMP_NUM_THREADS": "1"},
             ).returncode  # fmt: skip
         if code:
             raise BenchError(f"Training {variant.name} ended with code {code}: {folder}/train.log")
