@@ -135,7 +135,11 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
             if real
             else (),
         ),
-        StagePlan("serve", (server(production_server(recipe, drafter)),), ()),
+        StagePlan(
+            "serve",
+            (server(production_server(recipe, drafter)),),
+            tuple(plan_costs.serve(recipe)) if real else (),
+        ),
     ]
 
 

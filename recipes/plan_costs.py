@@ -17,6 +17,7 @@ HIDDEN_BYTES = 2816 * 2
 DRAFTER_BYTES = 1_855_768_160
 CHECKPOINT_BYTES = 2_250_000_000
 BODY_FP8_BYTES = 27e9
+VOCABULARY = 262_144
 # Measured on an H100 80GB with upstream 0.9.0, 4096 packed tokens, ttt_steps 3, eager loss.
 H100_STEP_S = 0.103
 TRAINER_BYTES = 8.8 * GIB
@@ -122,4 +123,16 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
         f"(checkpoint_keep={recipe.checkpoint_keep} and the best), "
         f"{CHECKPOINT_BYTES * recipe.epochs / 1e9:.1f} GB of epoch folders for vLLM, "
         f"{DRAFTER_BYTES / 1e9:.1f} GB the started drafter"
+    )
+
+
+def serve(recipe: Recipe) -> Iterator[str]:
+    """How production will draft, and what drafts drawn from a distribution keep in memory."""
+    if recipe.draft_sample_method == "greedy" or recipe.serve_temperature == 0:
+        return
+    kept = recipe.num_speculative_tokens * VOCABULARY * 4
+    yield (
+        f"memory: probabilistic drafts (draft_sample_method={recipe.draft_sample_method}) keep "
+        f"{recipe.num_speculative_tokens} x {VOCABULARY} float32 probabilities a request, "
+        f"{kept / 2**20:.0f} MiB, and as much again while a token is drawn (from vLLM's source)"
     )
