@@ -192,7 +192,10 @@ def total_variation(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (one - other).abs().sum(-1) / 2
 
 
-@pytest.mark.parametrize("pruned", [False, True], ids=["full", "pruned"])
+@pytest.mark.parametrize(
+    "pruned",
+    [pytest.param(False, id="full", marks=pytest.mark.nightly), pytest.param(True, id="pruned")],
+)
 def test_targets_equal_what_is_served_at_every_position(
     served: tuple[str, Served], pruned: bool, tmp_path: Path
 ) -> None:
