@@ -83,6 +83,12 @@ def _positions(cell: dict[str, Any]) -> Iterator[str]:
         f"{measures['unsayable'][0]:.3f}"
     )
 
+    if cell["temperature"] > 0:
+        yield (
+            f"    probabilistic, every start alike: {rates(cell['standard'])}; with block "
+            f"verification (vLLM's V2 runner only) {rates(cell['block'])}"
+        )
+
 
 def _error(e: dict[str, Any]) -> str:
     told = (
