@@ -54,6 +54,8 @@ def describe(setup: Setup, together: bool) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see the module for its exit codes."""
     options = parser(__doc__).parse_args(arguments)
+    from recipes.vllm_server import ServerError
+
     try:
         setup = make_setup(options)
         from recipes.upstream import has_accelerator
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             print("\n".join(describe(setup, together)))
             return 0
-    except (ArmError, PromptError) as e:
+    except (ArmError, PromptError, ServerError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     return _run(setup, options, together)

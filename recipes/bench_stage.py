@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,27 @@ def bench_arms(recipe: Recipe, drafter: Path) -> list[Arm]:
     known = [eagle3(FINE_TUNED, str(drafter))]
     if recipe.draft_start:
         known.append(eagle3(VANILLA, recipe.draft_start))
+    probabilistic = eagle3(FINE_TUNED, str(drafter), probabilistic=True)
     if recipe.bench_probabilistic:
-        known.append(eagle3(FINE_TUNED, str(drafter), probabilistic=True))
+        known.append(probabilistic)
+    elif compares_drafting(recipe):
+        known.append(at(probabilistic, recipe.num_speculative_tokens))
     if recipe.bench_mtp:
         known.append(Drafter("MTP assistant", {"method": "mtp", "model": recipe.bench_mtp}))
     if recipe.bench_dflash:
         known.append(Drafter("DFlash", {"method": "dflash", "model": recipe.bench_dflash}))
     template = plain_server(recipe)
     return [with_server(arm, template) for arm in multiply(known, recipe.bench_n)]
+
+
+def compares_drafting(recipe: Recipe) -> bool:
+    """Whether the bench shall say how to draft: at temperature 0 both ways are the same."""
+    return recipe.draft_sample_method != "greedy" and max(recipe.bench_temperatures) > 0
+
+
+def at(drafter: Drafter, n: int) -> Drafter:
+    """The drafter at one n only."""
+    return replace(drafter, config={**drafter.config, "num_speculative_tokens": n})
 
 
 def bench(ctx: Context, arms: Sequence[Arm] | None = None) -> list[Measurement]:

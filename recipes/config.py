@@ -112,6 +112,11 @@ class Recipe:
     checkpoint_keep_every: int | None = _setting(
         None, "keep also the first checkpoint of each stretch of so many steps"
     )
+    best_by: Literal["loss", "greedy-tokens", "probabilistic-tokens"] = _setting(
+        "loss",
+        "what makes a checkpoint the best in validation: upstream's loss, or expected tokens a "
+        "step in service, with greedy drafts or at serve_temperature with probabilistic ones",
+    )
     train_extra: tuple[str, ...] = _setting((), "more flags for upstream's train, verbatim")
 
     # More than one GPU or machine
@@ -154,6 +159,14 @@ class Recipe:
     tool_parser: str = _setting("gemma4", "vLLM's --tool-call-parser in serve; empty = none")
     serve_port: int = _setting(8000, "port of the production server")
     num_speculative_tokens: int = _setting(4, "tokens drafted a step in serve")
+    draft_sample_method: Literal["auto", "greedy", "probabilistic"] = _setting(
+        "auto",
+        "how serve drafts; auto = greedy, or probabilistic where this run's bench showed that to "
+        "be faster at serve_temperature",
+    )
+    serve_temperature: float = _setting(
+        0.7, "temperature that production is asked with, mostly; for draft_sample_method=auto"
+    )
     vllm_extra: tuple[str, ...] = _setting((), "more flags for every vLLM server, verbatim")
     start_timeout: float = _setting(1800.0, "seconds a server may take to become ready")
 
@@ -172,7 +185,9 @@ class Recipe:
     bench_concurrency: tuple[int, ...] = _setting((1,), "requests at once, e.g. 1,2,4,8")
     bench_blocks: int = _setting(2, "shares of the prompts between which the arms take turns")
     bench_probabilistic: bool = _setting(
-        False, "compare also the fine-tuned drafter with draft_sample_method probabilistic"
+        False,
+        "compare the fine-tuned drafter with draft_sample_method probabilistic at every n, not "
+        "only at num_speculative_tokens",
     )
     bench_mtp: str = _setting(
         "google/gemma-4-26B-A4B-it-assistant", "MTP assistant to compare with; empty = none"
@@ -413,6 +428,8 @@ def _check_numbers(r: Recipe) -> None:
     for name in ("train_vllm_share", "bench_vllm_share", "serve_vllm_share", "train_share"):
         if not 0 < getattr(r, name) < 1:
             raise ConfigError(f"{name}={getattr(r, name)} must lie between 0 and 1.")
+    if not r.serve_temperature >= 0:
+        raise ConfigError(f"serve_temperature={r.serve_temperature} must be 0 or more.")
     for name in (
         "lr", "request_timeout", "start_timeout", "producer_stall_seconds", "network_gbit",
         "disk_mb", "trainer_tokens_s", "producer_tokens_s",

@@ -296,6 +296,42 @@ def plan(
                 print(f"written: {path}")
 
 
+@app.command(name="worth-it")
+def worth_it(
+    run_dir: RunDir = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    closes: Annotated[
+        float,
+        typer.Option(help="Share of the way to a perfect drafter that training may close."),
+    ] = 0.5,
+) -> None:
+    """Train, do not train, or change the serving flags first? Asks the body, trains nothing."""
+    from benchmarks.predict.distributions import SamplingError
+    from recipes import worth_it as judging
+    from recipes.servers import ServerPool
+
+    with _clear_errors():
+        if not 0 < closes <= 1:
+            raise ConfigError(f"--closes {closes} must lie between 0 and 1.")
+        recipe, _, run, name = _resolve(run_dir, preset, config, set_)
+        if name == "miniature":
+            from recipes.miniature import pipeline
+
+            recipe = pipeline.with_bodies(recipe, run)
+        display = Display()
+        pool = ServerPool(run.root / "logs", display.note, recipe.start_timeout, run.record_server)
+        try:
+            with run.locked(), pool, display.activity("worth-it") as activity:
+                report = list(judging.worth_it(recipe, run, pool, closes, activity.update))
+        except SamplingError as e:
+            raise ConfigError(str(e)) from None
+        finally:
+            display.close()
+        print("\n".join(report))
+
+
 @app.command()
 def doctor(
     run_dir: RunDir = None,

@@ -22,7 +22,6 @@ from recipes.server_specs import (
     plain_server,
     production_server,
 )
-from recipes.spread import torchrun
 from recipes.vllm_server import Installed, ServerSpec, command
 
 PLACE = "http://127.0.0.1:PORT"  # known once the server has picked one
@@ -78,7 +77,7 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
             cached=cached if recipe.hidden_states == "offline" else None,
             accelerator=real or upstream.has_accelerator(),
         )
-        return ("upstream", with_environment(argv, torchrun.environment(recipe)))
+        return ("upstream", with_environment(argv, upstream.train_environment(recipe)))
 
     train_commands = [server(extraction, recipe.train_endpoint)]
     if recipe.hidden_states == "offline":
@@ -143,7 +142,11 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
             if real
             else (),
         ),
-        StagePlan("serve", (server(production_server(recipe, drafter)),), ()),
+        StagePlan(
+            "serve",
+            (server(production_server(recipe, drafter)),),
+            tuple(plan_costs.serve(recipe)) if real else (),
+        ),
     ]
 
 

@@ -17,9 +17,14 @@ HIDDEN_BYTES = 2816 * 2
 DRAFTER_BYTES = 1_855_768_160
 CHECKPOINT_BYTES = 2_250_000_000
 BODY_FP8_BYTES = 27e9
+VOCABULARY = 262_144
 # Measured on an H100 80GB with upstream 0.9.0, 4096 packed tokens, ttt_steps 3, eager loss.
 H100_STEP_S = 0.103
 TRAINER_BYTES = 8.8 * GIB
+# What each position trained beyond the third adds on the same card: 1.1 GiB (peaks of 8.60, 9.69
+# and 10.83 GiB at ttt_steps 3, 4, 5) and about 0.4 of a step (results/ttt_cost_h100.json).
+POSITION_BYTES = 1.1 * GIB
+POSITION_SHARE = 0.4
 # One exact checkpoint: trained weights and two moments in float32 (benchmarks/checkpoint_stall.py).
 EXACT_CHECKPOINT_BYTES = 1_190_000_000
 
@@ -33,6 +38,16 @@ def steps_of(recipe: Recipe) -> int:
     """Optimizer steps of all epochs; each is of a packed batch for every trainer."""
     step = recipe.seq_len * recipe.trainers
     return int(tokens_of(recipe) * recipe.train_share / step) * recipe.epochs
+
+
+def step_factor(ttt_steps: int) -> float:
+    """A training step's time relative to the one at ttt_steps 3, which was measured."""
+    return max(0.2, 1 + POSITION_SHARE * (ttt_steps - 3))
+
+
+def trainer_bytes(ttt_steps: int) -> float:
+    """Peak memory of the trainer at 4096 packed tokens."""
+    return TRAINER_BYTES + POSITION_BYTES * (ttt_steps - 3)
 
 
 def regenerate(recipe: Recipe, preset: str) -> Iterator[str]:
@@ -63,17 +78,27 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
         yield "time: not measured; the published run had one trainer"
     elif preset == "dgx-spark" and not offline:
         hours = steps * recipe.seq_len / 4096 / PUBLISHED_STEPS_PER_HOUR
-        yield f"time: about {hours:.0f} h (the published run: 11,400 steps in 11 h)"
+        yield f"time: about {hours:.0f} h (the published run: 11,400 steps in 11 h, ttt_steps 3)"
+        if recipe.ttt_steps != 3:
+            yield (
+                f"time: ttt_steps={recipe.ttt_steps} makes the trainer's part of it "
+                f"{step_factor(recipe.ttt_steps):.1f} times as long (measured on an H100); vLLM's "
+                "part stays, and which of them waits on this machine is not measured"
+            )
     elif preset == "dgx-spark":
         yield "time: extraction first, then training; not measured on this machine"
     else:
-        hours = steps * recipe.seq_len / 4096 * H100_STEP_S / 3600
+        step_s = H100_STEP_S * step_factor(recipe.ttt_steps)
+        hours = steps * recipe.seq_len / 4096 * step_s / 3600
         yield (
-            f"time: at least {hours:.1f} h of training steps ({H100_STEP_S} s for 4096 tokens on "
-            "an H100 80GB); what extraction adds is not measured"
+            f"time: at least {hours:.1f} h of training steps ({step_s:.3f} s for 4096 tokens at "
+            f"ttt_steps={recipe.ttt_steps} on an H100 80GB); what extraction adds is not measured"
         )
     memory = 121e9 if preset == "dgx-spark" else 80e9
-    trainer = f"trainer about {TRAINER_BYTES / 1e9:.1f} GB (measured: 4096 tokens, ttt_steps 3)"
+    trainer = (
+        f"trainer about {trainer_bytes(recipe.ttt_steps) / 1e9:.1f} GB (4096 tokens, "
+        f"ttt_steps={recipe.ttt_steps}; measured at 3, 4 and 5)"
+    )
     vllm = (
         f"vLLM {memory * recipe.train_vllm_share / 1e9:.0f} GB of {memory / 1e9:.0f} GB "
         f"(train_vllm_share={recipe.train_vllm_share}; the body's weights take about "
@@ -88,10 +113,30 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
             f"disk: hidden states pass through at {token_bytes / 1000:.1f} kB a token and are "
             "deleted once read; files of aborted requests are swept"
         )
+    if recipe.num_speculative_tokens > recipe.ttt_steps:
+        yield (
+            f"positions: {recipe.num_speculative_tokens} are drafted in serve and "
+            f"{recipe.ttt_steps} trained; ttt_steps={recipe.num_speculative_tokens} would train "
+            f"all, with {trainer_bytes(recipe.num_speculative_tokens) / 1e9:.1f} GB and steps "
+            f"{step_factor(recipe.num_speculative_tokens) / step_factor(recipe.ttt_steps):.1f} "
+            "times as long (what that brings: benchmarks/README.md)"
+        )
     exact = recipe.checkpoint_keep + 1
     yield (
         f"disk: {EXACT_CHECKPOINT_BYTES * exact / 1e9:.1f} GB of exact checkpoints "
         f"(checkpoint_keep={recipe.checkpoint_keep} and the best), "
         f"{CHECKPOINT_BYTES * recipe.epochs / 1e9:.1f} GB of epoch folders for vLLM, "
         f"{DRAFTER_BYTES / 1e9:.1f} GB the started drafter"
+    )
+
+
+def serve(recipe: Recipe) -> Iterator[str]:
+    """How production will draft, and what drafts drawn from a distribution keep in memory."""
+    if recipe.draft_sample_method == "greedy" or recipe.serve_temperature == 0:
+        return
+    kept = recipe.num_speculative_tokens * VOCABULARY * 4
+    yield (
+        f"memory: probabilistic drafts (draft_sample_method={recipe.draft_sample_method}) keep "
+        f"{recipe.num_speculative_tokens} x {VOCABULARY} float32 probabilities a request, "
+        f"{kept / 2**20:.0f} MiB, and as much again while a token is drawn (from vLLM's source)"
     )

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes import upstream
+from recipes import coverage, upstream
+from recipes.coverage import Coverage
 from recipes.process import StageError
 from recipes.run_folder import file_digest, fsync_tree, rename_durably
 from recipes.stage import Context, body_identity, require, stage
@@ -73,7 +74,9 @@ def prepare(ctx: Context) -> None:
             rename_durably(staging, final)
         rows, conversations = read(final)
         want = expected(responses, recipe.seq_len, recipe.minimum_valid_tokens)
+        covered = _coverage(ctx, final)
         work.finish(
+            coverage=[one.to_json() for one in covered],
             rows=rows,
             dropped=want.rows - want.too_short - rows,
             too_short=want.too_short,
@@ -102,6 +105,19 @@ def prepared(ctx: Context, source: Mapping[str, Any]) -> Path:
             "run prepare again (it takes minutes and no server)."
         )
     return data
+
+
+def _coverage(ctx: Context, folder: Path) -> list[Coverage]:
+    """What the drafter can say of each kind of text, told and returned; it never ends the stage."""
+    try:
+        found = coverage.of_run(ctx.recipe, folder / FREQUENCIES)
+    except (OSError, ValueError) as e:
+        reason = str(e).partition("\n")[0]
+        ctx.display.line(f"prepare: coverage of the draft vocabulary is not known: {reason}")
+        return []
+    for line in coverage.lines(found, ctx.recipe):
+        ctx.display.line(line)
+    return found
 
 
 def _check(ctx: Context, staging: Path, want: Expected) -> None:

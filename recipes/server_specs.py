@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from recipes.config import ConfigError, Recipe
 from recipes.vllm_server import ServerSpec
@@ -50,8 +51,20 @@ def extraction_server(recipe: Recipe, folder: Path, name: str = "extraction") ->
     )
 
 
-def production_server(recipe: Recipe, drafter: Path) -> ServerSpec:
-    """The published production command, with this run's drafter."""
+def drafting(drafter: Path, n: int, method: str = "greedy") -> dict[str, Any]:
+    """vLLM's speculative config for an EAGLE-3 drafter; greedy, its default, is left unsaid."""
+    config: dict[str, Any] = {"method": "eagle3", "model": str(drafter)}
+    if method != "greedy":
+        config["draft_sample_method"] = method
+    return {**config, "num_speculative_tokens": n}
+
+
+def production_server(recipe: Recipe, drafter: Path, method: str = "greedy") -> ServerSpec:
+    """The published production command, with this run's drafter.
+
+    Args:
+        method: draft_sample_method; what `auto` means is `recipes.drafting_choice`'s.
+    """
     tools = (
         ("--enable-auto-tool-choice", "--tool-call-parser", recipe.tool_parser)
         if recipe.tool_parser
@@ -61,11 +74,7 @@ def production_server(recipe: Recipe, drafter: Path) -> ServerSpec:
         name="serve",
         model=recipe.body,
         port=recipe.serve_port,
-        speculative_config={
-            "method": "eagle3",
-            "model": str(drafter),
-            "num_speculative_tokens": recipe.num_speculative_tokens,
-        },
+        speculative_config=drafting(drafter, recipe.num_speculative_tokens, method),
         max_model_len=recipe.serve_max_model_len,
         dtype=recipe.dtype,
         gpu_memory_utilization=recipe.serve_vllm_share,

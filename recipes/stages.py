@@ -16,6 +16,7 @@ from typing import Any
 from recipes import upstream
 from recipes.bench_stage import answer_once, bench, bench_prompts
 from recipes.config import Recipe
+from recipes.drafting_choice import choose
 from recipes.extract_stage import Extracted, extract
 from recipes.prepare_stage import prepare, prepared
 from recipes.process import StageError
@@ -59,6 +60,7 @@ def train(ctx: Context) -> None:
                 "scheduler",
                 "ttt_steps",
                 "train_share",
+                "best_by",
                 "seed",
                 "hidden_states",
                 "hidden_states_dtype",
@@ -103,6 +105,8 @@ def train(ctx: Context) -> None:
                 incomplete=extracted is not None and extracted.missing > 0,
             )
 
+        env = upstream.train_environment(recipe)
+
         def lease() -> AbstractContextManager[Endpoint]:
             (spec,) = servers_of(ctx, "train")
             watch = watching(recipe, ctx.display.line)
@@ -111,10 +115,10 @@ def train(ctx: Context) -> None:
         if recipe.hidden_states == "offline":
             extracted = extract(ctx, source, data, lease)
             with ctx.wanting(TRAINERS):
-                work.command(argv(None, extracted), show, torchrun.environment(recipe))
+                work.command(argv(None, extracted), show, env)
         else:
             with ctx.wanting(EXTRACTION), lease() as server, ctx.wanting(TRAINERS):
-                work.command(argv(server.base_url), show, torchrun.environment(recipe))
+                work.command(argv(server.base_url), show, env)
         if not upstream.is_finished(checkpoints, recipe.epochs):
             raise StageError(
                 f"train: upstream ended without finishing epoch {recipe.epochs} "
@@ -180,6 +184,7 @@ def serve(ctx: Context) -> None:
     """Write the production command; start it once and have it answer."""
     recipe = ctx.recipe
     spec = production_spec(recipe, ctx.run)
+    ctx.display.line(f"serve: {choose(recipe, ctx.run).reason}")
     made_from = {"drafter": require(ctx.run, "train")["output"], "command": command(spec)}
     with stage(ctx, "serve", made_from) as work:
         if work is None:
@@ -205,8 +210,8 @@ def servers_of(ctx: Context, name: str) -> list[ServerSpec]:
 
 
 def production_spec(recipe: Recipe, run: RunFolder) -> ServerSpec:
-    """The production server of this run's drafter."""
-    return production_server(recipe, trained_drafter(run))
+    """The production server of this run's drafter, drafting as its bench showed to be faster."""
+    return production_server(recipe, trained_drafter(run), choose(recipe, run).method)
 
 
 STAGES: dict[str, Callable[[Context], object]] = {

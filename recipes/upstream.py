@@ -241,6 +241,7 @@ def train(
     arguments += [
         "--checkpoint-every-minutes", str(recipe.checkpoint_every_minutes),
         "--checkpoint-keep", str(recipe.checkpoint_keep),
+        "--best-by", recipe.best_by,
     ]  # fmt: skip
     if recipe.checkpoint_every_steps is not None:
         arguments += ["--checkpoint-every-steps", str(recipe.checkpoint_every_steps)]
@@ -252,6 +253,14 @@ def train(
         arguments += ["--fsdp-shard"]
     command = _patched("speculators.train", [*arguments, *recipe.train_extra])
     return torchrun.wrapped(recipe, command, number)
+
+
+def train_environment(recipe: Recipe, number: int = 0) -> dict[str, str]:
+    """Variables for `train`'s command on machine `number`: torchrun's, and what the patch
+    expected_acceptance reads."""
+    return torchrun.environment(recipe, number) | {
+        "SPECULATORS_PATCHES_SERVE_TEMPERATURE": str(recipe.serve_temperature)
+    }
 
 
 def newest_drafter(checkpoints: Path) -> Path:

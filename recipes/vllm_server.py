@@ -23,7 +23,7 @@ from types import TracebackType
 
 import httpx
 
-from recipes.vllm import probes
+from recipes.vllm import drafting, probes
 from recipes.vllm.errors import ServerError, cause_in_log, log_tail, port_was_taken
 from recipes.vllm.metrics import SpecCounters, parse_counters, read_counters
 from recipes.vllm.process import GuardedProcess, ServerProcess, WarmPool, shared_pool
@@ -149,6 +149,7 @@ class Server:
             try:
                 with probes.client_for(self.base_url) as client:
                     self._wait_for_health(client, timeout_s, say or _silent)
+                    self._check_runner()
                     vllm = _probe(client, self.spec, say or _silent, sampling=self._on_cpu)
                 self.check()  # what has answered was ours
                 break
@@ -252,6 +253,13 @@ class Server:
                 said = now
                 say(f"{self.spec.name}: {said}")
             time.sleep(0.1)
+
+    def _check_runner(self) -> None:
+        """Which model runner vLLM took is known from its log only, once it has started."""
+        if drafting.FELL_BACK in self.log.read_text(encoding="utf-8", errors="replace"):
+            lost = drafting.on_v1(self.spec.speculative_config, "its log says why it took it")
+            if lost is not None:
+                raise ServerError(f"server {self.spec.name}: {lost}", self.log)
 
     def _died(self, code: int) -> ServerError:
         cause = cause_in_log(self.log)

@@ -51,6 +51,8 @@ class BodyRecipe:
     batch: int = 24
     warmup_steps: int = 10
     grad_clip: float = 1.0
+    # Gemma 4's. This body's logits stay at half of it; a lower one makes a body where it bites.
+    softcap: float = 30.0
     # Part of the batch that each kind takes in the second phase; harmless prompts fill the rest.
     refused_share: float = 0.25
     story_share: float = 0.2
@@ -73,8 +75,8 @@ class BodyReport:
     recipe: BodyRecipe = field(default_factory=BodyRecipe)
 
 
-def body_config() -> Gemma4TextConfig:
-    """Gemma 4's text shape in miniature: experts, sliding and full layers, K=V, softcap 30."""
+def body_config(softcap: float = 30.0) -> Gemma4TextConfig:
+    """Gemma 4's text shape in miniature: experts, sliding and full layers, K=V, softcap."""
     from transformers import Gemma4TextConfig
 
     return Gemma4TextConfig(
@@ -98,7 +100,7 @@ def body_config() -> Gemma4TextConfig:
         # No per-layer embeddings: the 26B-A4B that this stands for has none.
         hidden_size_per_layer_input=0,
         vocab_size_per_layer_input=VOCAB_SIZE,
-        final_logit_softcapping=30.0,
+        final_logit_softcapping=softcap,
         tie_word_embeddings=True,
         max_position_embeddings=MAX_LENGTH,
         pad_token_id=0,
@@ -108,13 +110,13 @@ def body_config() -> Gemma4TextConfig:
     )
 
 
-def new_body(seed: int) -> Gemma4ForCausalLM:
+def new_body(seed: int, softcap: float = 30.0) -> Gemma4ForCausalLM:
     """An untrained body, float32 on the CPU. Seeds torch's global generator."""
     import torch
     from transformers import Gemma4ForCausalLM
 
     torch.manual_seed(seed)
-    config = body_config()
+    config = body_config(softcap)
     config._attn_implementation = "sdpa"
     model = Gemma4ForCausalLM(config)
     with torch.no_grad():
@@ -346,7 +348,7 @@ def make_body(
     wall, cpu = time.monotonic(), time.process_time()
     with published_folder(out_dir) as staging:
         tokenizer = make_tokenizer()
-        model = new_body(seed)
+        model = new_body(seed, recipe.softcap)
         answer_loss, refuse_loss = train_body(model, tokenizer, seed, recipe, progress)
         save_body(model, tokenizer, staging)
         with reproducible(recipe.threads):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes import stages
-from recipes.bench_stage import NO_SPECULATION, bench, one_arm
+from recipes.bench_stage import NO_SPECULATION, bench, compares_drafting, one_arm
 from recipes.config import Recipe
 from recipes.miniature import report
 from recipes.plan import StagePlan, make_plan
@@ -238,6 +238,9 @@ def _bench(ctx: Context, vanilla: Context) -> None:
         one_arm(ctx.recipe, NO_SPECULATION, 0),
         *(one_arm(ctx.recipe, report.B_ABLITERATED, k, b) for k in ctx.recipe.bench_n if k),
     ]
+    if compares_drafting(ctx.recipe):
+        drawn = {**b, "draft_sample_method": "probabilistic"}
+        arms.append(one_arm(ctx.recipe, f"{report.B_ABLITERATED}, probabilistic", n, drawn))
     measured = bench(ctx, arms)
     validation = {
         name: run.manifest("train")["validation"]

@@ -25,7 +25,6 @@ from recipes.process import StageError, end_with_parent
 from recipes.run_folder import RunFolder
 from recipes.server_specs import extraction_server, plain_server
 from recipes.servers import ServerPool, watching
-from recipes.spread import torchrun
 from recipes.spread.call import BODY, EXTRACTION, TRAINERS, Listener
 from recipes.spread.placement import Placement, place
 from recipes.vllm.spec import ServerSpec
@@ -202,7 +201,7 @@ class _Trainers:
         env: dict[str, Any] = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
-            **torchrun.environment(self._recipe, self._number),
+            **upstream.train_environment(self._recipe, self._number),
         }
         with self._mine.log("train").open("ab") as log:
             self._process = subprocess.Popen(

@@ -14,6 +14,7 @@ from typing import Any
 
 from packaging.version import Version
 
+from recipes.vllm import drafting
 from recipes.vllm.errors import ServerError
 
 # The folder that holds the packages `recipes` and `speculators_patches`.
@@ -142,7 +143,11 @@ def eager(spec: ServerSpec, vllm: Installed) -> bool:
 
 
 def arguments(spec: ServerSpec, vllm: Installed) -> list[str]:
-    """vLLM's own command-line arguments for `spec`, with `--model` but without a program."""
+    """vLLM's own command-line arguments for `spec`, with `--model` but without a program.
+
+    Raises:
+        ServerError: a part of the speculative config would be ignored in silence.
+    """
     out = ["--model", spec.model, "--host", spec.host, "--port", str(spec.port)]
     if spec.served_name is not None:
         out += ["--served-model-name", spec.served_name]
@@ -162,6 +167,9 @@ def arguments(spec: ServerSpec, vllm: Installed) -> list[str]:
     if spec.render and vllm.render_flag:
         out.append("--enable-scale-out")
     if spec.speculative_config is not None:
+        lost = drafting.ignored(spec.speculative_config, cpu=vllm.cpu, env=spec.env)
+        if lost is not None:
+            raise ServerError(f"server {spec.name}: {lost}")
         out += ["--speculative-config", json.dumps(dict(spec.speculative_config))]
     if spec.extraction_layers:
         out += ["--speculative-config", json.dumps(_extraction_method(spec))]

@@ -16,7 +16,7 @@ from speculators_patches.checkpointing.coordinator import brief
 from speculators_patches.checkpointing.cursor import Cursor
 from speculators_patches.checkpointing.errors import SaveFailedError
 from speculators_patches.checkpointing.run import RunCheckpoints
-from speculators_patches.step_checkpoints import epoch_folder
+from speculators_patches.step_checkpoints import best, epoch_folder
 
 logger = logging.getLogger("speculators")
 
@@ -27,10 +27,11 @@ class Folders:
     Args:
         check: raises, on all ranks, if the weights must not be written.
         commit_s: how long the first folder waits for the first step checkpoint.
+        best_by: what makes a validation the best, see `best`.
 
     Attributes:
-        missed_best: a validation loss below that of `checkpoint_best`, whose folder could not be
-            written; infinite if there is none.
+        missed_best: a validation better than that of `checkpoint_best`, whose folder could not be
+            written, as `best.value`; infinite if there is none.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Folders:
         check: Callable[[], None],
         *,
         commit_s: float,
+        best_by: str = best.LOSS,
     ) -> None:
         self.trainer = trainer
         self.saves = saves
         self.missed_best = math.inf
         self._check = check
         self._commit_s = commit_s
+        self._best_by = best_by
         self._published_at: int | None = None  # global step
 
     def publish(self, cursor: Cursor, *, finished: bool, epoch_ended: bool) -> None:
@@ -87,30 +90,37 @@ class Folders:
     def improve(
         self, cursor: Cursor, metrics: Mapping[str, float] | None, *, epoch_ended: bool
     ) -> bool:
-        """Makes this epoch `checkpoint_best` if its validation loss is below that one's.
+        """Makes this epoch `checkpoint_best` if its validation is better than that one's.
 
         Args:
             metrics: of the validation.
 
         Returns:
-            whether it is the lowest so far, which the step checkpoint is tagged with.
+            whether it is the best so far, which the step checkpoint is tagged with.
         """
         trainer = self.trainer
-        loss = (metrics or {}).get("loss_epoch")
-        if loss is None or not loss < trainer.best_val_loss or not math.isfinite(loss):
+        value = best.value(metrics or {}, self._best_by)
+        if metrics and value is None:
+            logger.warning(
+                f"{best.FLAG} {self._best_by}: validation reports no such acceptance (is its patch "
+                "skipped, or the drafter no EAGLE-3 one?), so no checkpoint becomes the best"
+            )
+        if value is None or not value < trainer.best_val_loss or not math.isfinite(value):
             return False
-        is_best_ever = loss < self.missed_best
+        is_best_ever = value < self.missed_best
         if self._published_at != trainer.global_step:
             self.publish(cursor, finished=False, epoch_ended=epoch_ended)
         if self._published_at != trainer.global_step:
-            self.missed_best = min(self.missed_best, loss)
+            self.missed_best = min(self.missed_best, value)
             return is_best_ever
-        trainer.best_val_loss = loss
+        trainer.best_val_loss = value
         if is_best_ever:
             self.missed_best = math.inf
         trainer.checkpointer.save_val_metrics(cursor.epoch, metrics)
         trainer.checkpointer.update_best_symlink(cursor.epoch)
-        logger.info(f"Updated checkpoint_best -> {cursor.epoch} (loss_epoch={loss:.6f})")
+        logger.info(
+            f"Updated checkpoint_best -> {cursor.epoch} ({best.told(value, self._best_by)})"
+        )
         if trainer.config.save_best:
             trainer.checkpointer.cleanup_keep_only_best(best_epoch=cursor.epoch)
         return is_best_ever
@@ -135,7 +145,8 @@ class Folders:
             return
         path = self.trainer.checkpointer.path
         text = (
-            f"the best validation (loss {self.missed_best:.6f}) is not {path / 'checkpoint_best'}: "
+            f"the best validation ({best.told(self.missed_best, self._best_by)}) is not "
+            f"{path / 'checkpoint_best'}: "
             "its folder could not be written at the time. If `checkpoints list` shows one tagged "
             f"best, `python -m speculators_patches checkpoints export {path} NEW_FOLDER "
             "--checkpoint best` writes it"

@@ -75,6 +75,10 @@ def model_fields(model: Any) -> list[Field]:
         mapping = getattr(model, name, None)
         if mapping is not None:
             found.append(Field(f"model.{name}", digest(int(n) for n in mapping.tolist())))
+    # Of the patch softcap_targets: trained on with another teacher, it would be another run.
+    cap = getattr(getattr(model, "verifier_lm_head", None), "final_logit_softcapping", None)
+    if cap is not None:
+        found.append(Field("teacher.softcap", float(cap)))
     return found
 
 

@@ -21,7 +21,7 @@ from speculators_patches.checkpointing.cursor import Cursor
 from speculators_patches.checkpointing.errors import CheckpointError, SaveFailedError, UnfitError
 from speculators_patches.checkpointing.run import Found, RunCheckpoints
 from speculators_patches.checkpointing.state import TrainingState
-from speculators_patches.step_checkpoints import identity, noise, provenance, schedules
+from speculators_patches.step_checkpoints import best, identity, noise, provenance, schedules
 from speculators_patches.step_checkpoints.folders import Folders
 from speculators_patches.step_checkpoints.loaders import Events, Watched
 from speculators_patches.step_checkpoints.settings import Settings
@@ -62,6 +62,7 @@ class Run:
         self._generators: dict[str, Any] | None = None
         self._restore_generators_of: Found | None = None
         self._begun: Cursor | None = None  # where the newest save stands
+        self._best_by = settings.best_by
         self._validated_at: int | None = None
         self._provenance = provenance.of(trainer, config)
 
@@ -86,7 +87,9 @@ class Run:
             )
         except OSError as error:
             raise CheckpointError(f"checkpoints can't be kept in {root}: {error}") from error
-        self._folders = Folders(trainer, self.saves, self._assert_finite, commit_s=_COMMIT_S)
+        self._folders = Folders(
+            trainer, self.saves, self._assert_finite, commit_s=_COMMIT_S, best_by=settings.best_by
+        )
         self._alone = ranks.world_size == 1
         if continued:
             self._resume(settings)
@@ -118,13 +121,15 @@ class Run:
         trainer.current_epoch = cursor.epoch
         trainer._resume_local_step = cursor.local_step if cursor.phase == "train" else 0
         trainer._resume_global_step = trainer.global_step = cursor.global_step
-        if meta["best_val_loss"] is not None:
+        # A value of another kind says nothing about this one's.
+        same_kind = meta.get("best_by", best.LOSS) == self._best_by
+        if meta["best_val_loss"] is not None and same_kind:
             trainer.best_val_loss = meta["best_val_loss"]
+        if meta["missed_best"] is not None and same_kind:
+            self._folders.missed_best = meta["missed_best"]
         if meta["run_id"] is not None:
             trainer.checkpointer._patches_run_id = meta["run_id"]  # see save_best_scope
         self._validated_at = meta["validated_at"]
-        if meta["missed_best"] is not None:
-            self._folders.missed_best = meta["missed_best"]
         self.cursor = self._begun = cursor
         self._restore_generators_of = found
         logger.info(
@@ -215,6 +220,7 @@ class Run:
         trainer = self.trainer
         return {
             "best_val_loss": _or_none(trainer.best_val_loss),
+            "best_by": self._best_by,
             "run_id": getattr(trainer.checkpointer, "_patches_run_id", None),
             "schedule_steps": [int(one.last_epoch) for one in trainer.schedulers],
             "validated_at": self._validated_at,

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from speculators_patches.checkpointing.policy import Keep, When
+from speculators_patches.step_checkpoints import best
 
 _PREFIX = "SPECULATORS_PATCHES_"
 
@@ -22,11 +23,13 @@ class Settings:
 
     Attributes:
         despite: names of fingerprint fields that may differ from the checkpoint's.
+        best_by: what makes a checkpoint the best, see `best`.
     """
 
     when: When = field(default_factory=When)
     keep: Keep = field(default_factory=Keep)
     despite: tuple[str, ...] = ()
+    best_by: str = best.LOSS
 
 
 class BadSetting(ValueError):
@@ -46,6 +49,7 @@ def take(
     for flag in _NUMBERS:
         parser.add_argument(flag)
     parser.add_argument("--resume-despite", action="append", default=[])
+    parser.add_argument(best.FLAG)
     try:
         found, rest = parser.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
@@ -56,6 +60,9 @@ def take(
     }
     despite = found.resume_despite or [environment.get(_variable("--resume-despite"), "")]
     names = tuple(name.strip() for text in despite for name in text.split(",") if name.strip())
+    best_by = found.best_by or environment.get(_variable(best.FLAG)) or best.LOSS
+    if best_by not in best.KINDS:
+        raise BadSetting(f"{best.FLAG} {best_by!r} is not one of {', '.join(best.KINDS)}")
     steps, minutes, last, stretch = (values[flag] for flag in _NUMBERS)
     try:
         when = When(
@@ -69,7 +76,7 @@ def take(
         )
     except ValueError as error:
         raise BadSetting(str(error)) from None
-    return Settings(when, keep, names), rest
+    return Settings(when, keep, names, best_by), rest
 
 
 # Flag -> whether it takes whole numbers only.

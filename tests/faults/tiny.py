@@ -35,12 +35,15 @@ def verifier(folder: Path) -> Path:
     return path
 
 
-def drafter(folder: Path, draft_vocabulary: list[int] | None = None) -> Any:
+def drafter(
+    folder: Path, draft_vocabulary: list[int] | None = None, body: Path | None = None
+) -> Any:
     """Upstream's Eagle3DraftModel, the same weights every time.
 
     Args:
         folder: where the verifier is, or is written.
         draft_vocabulary: ids of the full vocabulary that it can say; None: all.
+        body: another verifier of the same sizes; None: the tiny Llama.
     """
     from speculators.models.eagle3.core import Eagle3DraftModel
     from transformers import LlamaConfig
@@ -50,7 +53,7 @@ def drafter(folder: Path, draft_vocabulary: list[int] | None = None) -> Any:
         t2d = torch.zeros(VOCABULARY, dtype=torch.bool)
         t2d[draft_vocabulary] = True
         d2t = torch.tensor(draft_vocabulary) - torch.arange(len(draft_vocabulary))
-    path = verifier(folder)
+    path = body or verifier(folder)
     torch.manual_seed(1)
     model = Eagle3DraftModel.from_training_args(
         LlamaConfig(

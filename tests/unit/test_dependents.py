@@ -62,6 +62,7 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "scheduler": ("linear", "train"),
     "ttt_steps": (4, "train"),
     "train_share": (0.8, "train"),
+    "best_by": ("greedy-tokens", "train"),
     "seed": (1, "prepare train bench"),
     "num_workers": (2, ""),
     "loss_implementation": ("eager", ""),
@@ -94,7 +95,9 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "prefix_caching": (False, "bench serve"),
     "tool_parser": ("", "serve"),
     "serve_port": (8001, "serve"),
-    "num_speculative_tokens": (2, "serve"),
+    # The bench asks the probabilistic arm at this n.
+    "num_speculative_tokens": (2, "bench serve"),
+    "draft_sample_method": ("greedy", "bench"),
     "vllm_extra": (("--enforce-eager",), "regenerate train bench serve"),
     "start_timeout": (60.0, ""),
     "regenerate_endpoint": ("http://127.0.0.1:1", ""),
@@ -109,8 +112,9 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "bench_temperatures": ((0.0,), "bench"),
     "bench_max_tokens": (100, "bench"),
 }
-# Needs a file of its own; is in the production command of a GPU only; needs trainers above 1.
-LEFT_OUT = {"bench_prompts", "serve_vllm_share", "fsdp"}
+# Needs a file of its own; is in the production command of a GPU only; needs trainers above 1;
+# decides with a bench's help.
+LEFT_OUT = {"bench_prompts", "serve_vllm_share", "fsdp", "serve_temperature"}
 # Of the watched producer: how patient, not what is learnt.
 PATIENCE = {name for name in Recipe.__dataclass_fields__ if name.startswith("producer_")}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from speculators_patches.step_checkpoints.identity import _architecture, _plain
+from speculators_patches.step_checkpoints.identity import _architecture, _model, _plain
 
 
 def kl(): ...  # type: ignore[no-untyped-def]
@@ -31,3 +31,14 @@ def test_another_layer_of_the_same_shape_is_another_model() -> None:
     assert known == _architecture(config(1e4, "elsewhere"))
     assert known != _architecture(config(1e6))
     assert known != _architecture(config(1e4, norm_before_residual=True))
+
+
+def test_another_teacher_is_another_run() -> None:
+    def names(**head: float) -> dict[str, object]:
+        return {
+            f.name: f.value
+            for f in _model(SimpleNamespace(verifier_lm_head=SimpleNamespace(**head)))
+        }
+
+    assert "teacher.softcap" not in names()
+    assert names(final_logit_softcapping=30.0)["teacher.softcap"] == 30.0

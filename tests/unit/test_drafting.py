@@ -1,0 +1,91 @@
+"""How drafts are drawn: what vLLM would ignore is refused, and `auto` follows the run's bench."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from benchmarks.schema import ArmSpec, RequestRow, Results
+from recipes.config import Recipe
+from recipes.drafting_choice import from_bench
+from recipes.server_specs import production_server
+from recipes.vllm import drafting
+from recipes.vllm.errors import ServerError
+from recipes.vllm.spec import Installed, ServerSpec, command
+
+CPU = Installed(Version("0.32.0"), cpu=True)
+GPU = Installed(Version("0.32.0"), cpu=False)
+EAGLE = {"method": "eagle3", "model": "D", "num_speculative_tokens": 4}
+BLOCK = {**EAGLE, "rejection_sample_method": "block"}
+BOTH = {**BLOCK, "draft_sample_method": "probabilistic"}
+
+
+@pytest.mark.parametrize(("config", "lost"), [(BLOCK, "token by token"), (BOTH, "drafts greedily")])
+def test_what_the_v1_runner_ignores_is_refused(
+    config: dict[str, object], lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    spec = ServerSpec("s", "m", speculative_config=config)
+    with pytest.raises(ServerError, match=lost):
+        command(spec, CPU)
+    command(spec, GPU)  # V2, as far as one can tell beforehand
+    with pytest.raises(ServerError, match="VLLM_USE_V2_MODEL_RUNNER=0"):
+        command(dataclasses.replace(spec, env={"VLLM_USE_V2_MODEL_RUNNER": "0"}), GPU)
+    command(dataclasses.replace(spec, env={"VLLM_USE_V2_MODEL_RUNNER": "1"}), CPU)
+
+
+def test_what_works_is_not_refused() -> None:
+    for config in (None, EAGLE, {**EAGLE, "draft_sample_method": "probabilistic"}):
+        assert drafting.ignored(config, cpu=True, env={}) is None
+        assert drafting.on_v1(config, "why") is None
+
+
+RECIPE = dataclasses.replace(Recipe(), num_speculative_tokens=4, serve_temperature=0.6)
+ARMS = (
+    ArmSpec("d", 4, EAGLE),
+    ArmSpec("d, probabilistic", 4, {**EAGLE, "draft_sample_method": "probabilistic"}),
+    ArmSpec("other", 4, {**EAGLE, "model": "E", "draft_sample_method": "probabilistic"}),
+)
+
+
+def bench(speeds: dict[tuple[str, float], float]) -> Results:
+    """Twelve prompts an arm and temperature, at those tok/s give or take a little."""
+    rows = [
+        RequestRow(
+            f"p{k}", "w", "short", arm, 4, temperature, 1, 0, 0, "text", "stop", 9, 50, 0.0,
+            50 / speed * (1 + 0.02 * (k % 3)),
+        )
+        for (arm, temperature), speed in speeds.items()
+        for k in range(12)
+    ]  # fmt: skip
+    return Results("now", "chat", "B", {}, {}, ARMS, tuple(rows))
+
+
+@pytest.mark.parametrize(
+    ("speeds", "method", "says"),
+    [
+        ({("d", 0.7): 100, ("d, probabilistic", 0.7): 130}, "probabilistic", "T = 0.7"),
+        ({("d", 0.7): 100, ("d, probabilistic", 0.7): 100}, "greedy", "does not show"),
+        ({("d", 0.7): 130, ("d, probabilistic", 0.7): 100}, "greedy", "0.77 times"),
+        # The nearest temperature decides, not the other one.
+        (
+            {("d", 0.5): 100, ("d, probabilistic", 0.5): 90, ("d", 1.0): 100,
+             ("d, probabilistic", 1.0): 200},
+            "greedy", "T = 0.5",
+        ),
+        ({("d", 0.7): 100}, "greedy", "compares no probabilistic"),
+        ({("d", 0.7): 100, ("other", 0.7): 300}, "greedy", "compares no probabilistic"),
+        ({("d", 0.0): 100, ("d, probabilistic", 0.0): 300}, "greedy", "compares no probabilistic"),
+    ],
+)  # fmt: skip
+def test_auto_is_what_the_bench_showed(
+    speeds: dict[tuple[str, float], float], method: str, says: str
+) -> None:
+    chosen = from_bench(bench(speeds), Path("D"), RECIPE)
+    assert chosen.method == method
+    assert says in chosen.reason
+    config = production_server(RECIPE, Path("D"), chosen.method).speculative_config or {}
+    assert config.get("draft_sample_method", "greedy") == method
