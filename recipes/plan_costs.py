@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from recipes.config import Recipe
+from recipes.train_memory import device_bytes
 
 GIB = 2**30
 
@@ -17,9 +18,9 @@ HIDDEN_BYTES = 2816 * 2
 DRAFTER_BYTES = 1_855_768_160
 CHECKPOINT_BYTES = 2_250_000_000
 BODY_FP8_BYTES = 27e9
-# Measured on an H100 80GB with upstream 0.9.0, 4096 packed tokens, ttt_steps 3, eager loss.
-H100_STEP_S = 0.103
-TRAINER_BYTES = 8.8 * GIB
+# Measured on an H100 80GB with upstream 0.9.0, 4096 packed tokens, ttt_steps 3, eager loss, batches
+# already on the device (benchmarks/results/train_step_h100.json).
+H100_STEP_S = 0.048
 # One exact checkpoint: trained weights and two moments in float32 (benchmarks/checkpoint_stall.py).
 EXACT_CHECKPOINT_BYTES = 1_190_000_000
 
@@ -73,7 +74,10 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
             "an H100 80GB); what extraction adds is not measured"
         )
     memory = 121e9 if preset == "dgx-spark" else 80e9
-    trainer = f"trainer about {TRAINER_BYTES / 1e9:.1f} GB (measured: 4096 tokens, ttt_steps 3)"
+    trainer = (
+        f"trainer about {device_bytes(recipe.ttt_steps, recipe.seq_len) / 1e9:.1f} GB "
+        f"(ttt_steps={recipe.ttt_steps}, seq_len={recipe.seq_len}; from peaks on an H100)"
+    )
     vllm = (
         f"vLLM {memory * recipe.train_vllm_share / 1e9:.0f} GB of {memory / 1e9:.0f} GB "
         f"(train_vllm_share={recipe.train_vllm_share}; the body's weights take about "
