@@ -119,7 +119,8 @@ class Run:
         self.command = [
             sys.executable, "-m", "speculators_patches", "run", "--module", "speculators.train",
             "--", "--verifier-name-or-path", str(work / "verifier"), "--data-path",
-            str(work / "data"), "--save-path", str(self.out), "--log-dir", str(self.folder / "logs"),
+            str(work / "data"), "--save-path", str(self.out),
+            "--log-dir", str(self.folder / "logs"),
             *flags,
         ]  # fmt: skip
 
@@ -233,7 +234,8 @@ def main(
     size = Size(divide, tokens)
     flags = [
         "--speculator-type", "eagle3", "--target-layer-ids", "2", "15", "27",
-        "--draft-vocab-size", str(size.draft_vocabulary), "--mask-token-id", "0", "--total-seq-len", str(tokens),
+        "--draft-vocab-size", str(size.draft_vocabulary), "--mask-token-id", "0",
+        "--total-seq-len", str(tokens),
         "--on-missing", "raise", "--ttt-steps", str(ttt), "--epochs", str(epochs),
         "--optimizer", optimizer, "--lr", "1e-4", "--scheduler-type", "cosine", "--seed", "42",
         "--loss-implementation", loss, "--checkpoint-every-steps", str(every),

@@ -1,7 +1,8 @@
 """What a step of vLLM costs with Gemma 4 26B-A4B's shape: verifying, drafting, and the break-even.
 
     python -m benchmarks.serving_steps                    # a GPU with 40 GB free, real size
-    python -m benchmarks.serving_steps --divide 16 --layers 6 --n 0 --n 2 --acceptance 0 ...  # a CPU
+    python -m benchmarks.serving_steps --divide 11 --layers 6 --no-fp8 --n 0 --n 2 \\
+        --more 2:probabilistic: --acceptance 0 --context 64   # a CPU
 
 One engine per n, kind of drafting and type of KV cache, in a process of its own (vLLM in that
 process, so that its drafter can be timed), random FP8 weights made on the device, a random EAGLE-3
@@ -11,8 +12,8 @@ past their prompt. A step is everything between two results of the engine; draft
 the drafter's work on the device (events around it); verifying is the rest.
 
 $BENCH_TURN names a lock file that other work on the device holds (flock -s) while it must not be
-measured beside. `--at-once K` lets K engines start side by side; only one is measured at a time. The result file is
-written anew after each engine, so nothing is lost when one fails: its error stands there instead.
+measured beside. `--at-once K` lets K engines start side by side; only one is measured at a time.
+The result file is written anew after each engine; where one failed its error stands there.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Drafting:
     def __init__(self, runner: Any) -> None:
         import torch
 
-        self._torch, self._pairs = torch, []
+        self._torch = torch
+        self._pairs: list[Any] = []
         self._on_gpu = torch.cuda.is_available()
         self.whose = next(
             (name for name in ("drafter", "speculator") if getattr(runner, name, None)), None
@@ -154,7 +156,8 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
         if order["attention"]:
             options["attention_backend"] = order["attention"]
     else:
-        options = {"enforce_eager": True}
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        options = {"enforce_eager": True, "gpu_memory_utilization": 0.1}
     with turn(lock, alone=False):
         began = time.perf_counter()
         llm = LLM(
@@ -363,7 +366,8 @@ def main(
         order = {
             "body": str(write_body(Path(work) / "body", divide=divide, layers=layers, fp8=fp8)),
             "drafter": str(write_drafter(Path(work) / "drafter", divide=divide, layers=layers)),
-            "lock": os.environ.get("BENCH_TURN", str(Path(work) / "turn")), "acceptance": acceptance, "context": context,
+            "lock": os.environ.get("BENCH_TURN", str(Path(work) / "turn")),
+            "acceptance": acceptance, "context": context,
             "temperature": temperature, "kv_gb": kv_gb, "attention": attention,
             "concurrency": concurrency or [1, 2, 4, 8, 16], "vocabulary": VOCABULARY // divide,
         }  # fmt: skip

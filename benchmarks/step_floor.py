@@ -43,7 +43,7 @@ def least_bytes(size: Size, ttt_steps: int, trained: int) -> dict[str, float]:
     """Fewest bytes through device memory, by part.
 
     The logits of each position are written once in bfloat16 and read twice (loss and its gradient,
-    the verifier's read with them), and the gradient is written and read twice by the head's backward.
+    the verifier's read with them); the gradient is written once and read by the head's backward.
     AdamW reads weight, gradient and two moments and writes three of them, in float32; a gradient
     is written once and read once for its norm.
     """
@@ -58,8 +58,8 @@ def least_bytes(size: Size, ttt_steps: int, trained: int) -> dict[str, float]:
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """Rates of this device: bfloat16 matrix products [op/s] and a copy [bytes/s, read + written]."""
-    from triton.testing import do_bench
+    """Rates of this device: bfloat16 products [op/s] and a copy [bytes/s, read and written]."""
+    from triton.testing import do_bench  # type: ignore[import-untyped]
 
     a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
     product_ms = do_bench(lambda: a @ b, warmup=200, rep=400, return_mode="median")

@@ -58,11 +58,12 @@ def phases(training: Training, batches: list[Any], steps: int) -> dict[str, floa
 
 
 def kernels(training: Training, batches: list[Any], steps: int = 3) -> dict[str, Any]:
-    """Seconds a step by kind of kernel, the busiest kernels, and the time the GPU had nothing to do.
+    """Seconds a step by kind of kernel, and the busiest kernels.
 
-    The profiler slows the host down, not the kernels: `idle_s` is to be taken from the step's time
-    without it.
+    The profiler slows the host down, not the kernels: for how long the GPU had nothing to do is to
+    be taken from the step's time without it.
     """
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
@@ -72,7 +73,7 @@ def kernels(training: Training, batches: list[Any], steps: int = 3) -> dict[str,
     kinds: dict[str, float] = {}
     rows = []
     for event in seen.key_averages():
-        if event.device_type != torch.autograd.DeviceType.CUDA or event.is_user_annotation:
+        if event.device_type != DeviceType.CUDA or event.is_user_annotation:
             continue
         seconds = event.self_device_time_total / 1e6 / steps
         kinds[kind_of(event.key)] = kinds.get(kind_of(event.key), 0.0) + seconds

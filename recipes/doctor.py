@@ -148,8 +148,8 @@ def _torch(recipe: Recipe, m: Machine) -> Iterator[Finding]:
     elif fused == "fused":
         yield _warning(
             "torch",
-            f"{found}: resumed after a reboot or elsewhere, a run need not be bitwise the same with the "
-            "fused loss, which picks its tiles by timing",
+            f"{found}: resumed after a reboot or elsewhere, a run need not be bitwise the same "
+            "with the fused loss, which picks its tiles by timing",
             "--set loss_implementation=auto, unless at most 7 % of a step are worth that",
         )
     else:

@@ -49,7 +49,7 @@ PATCH = Patch(
 
 
 def wrap_user_defined_obj(self: Any, user_obj: Any, tx: Any, variable: Any, name: str) -> Any:
-    """Dynamo's variable for attribute `name` of a Triton autotuner, the tracked one if there is one.
+    """Dynamo's variable for attribute `name` of a Triton autotuner, the tracked one if any.
 
     Args:
         self: the DynamoTritonHOPifier.

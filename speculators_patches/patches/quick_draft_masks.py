@@ -30,8 +30,8 @@ _EXTEND = f"{_MODULE}:extend_mask_for_draft_tokens"
 
 PATCH = Patch(
     name="quick_draft_masks",
-    defect="After each training-time-test position the host rebuilds the attention mask in some 270 "
-    "operations.",
+    defect="After each training-time-test position the host rebuilds the attention mask, in some "
+    "270 operations.",
     needed=SpecifierSet(">=0.8.1"),
     targets=(
         Target(
@@ -115,7 +115,7 @@ def below(indices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:
-    """See `registry`. Stays outside the compiled graph, as upstream's, so that the graph is equal."""
+    """See `registry`. Outside the compiled graph, as upstream's, so that the graph stays."""
     import torch
 
     return {_EXTEND: torch.compiler.disable(extend_mask_for_draft_tokens)}

@@ -58,7 +58,8 @@ import json, torch
 from speculators.losses import fused
 torch.manual_seed(0)
 rows, vocabulary = 4, 32000
-logits, targets = torch.randn(rows, vocabulary).bfloat16(), (3 * torch.randn(rows, vocabulary)).bfloat16()
+logits = torch.randn(rows, vocabulary).bfloat16()
+targets = (3 * torch.randn(rows, vocabulary)).bfloat16()
 found = []
 for tile in (1024, 4096, 16384):
     loss, stats = torch.empty(rows), torch.empty(5, rows)

@@ -23,7 +23,8 @@ upstream = (attention.extend_mask_for_draft_tokens,)
 speculators_patches.apply(only=["quick_draft_masks"])
 ours = attention.extend_mask_for_draft_tokens
 assert ours is not upstream[0] and core.extend_mask_for_draft_tokens is ours
-ARRAYS = [half + kind for half in ("kv", "full_kv", "q", "full_q") for kind in ("_num_blocks", "_indices")]
+HALVES = ("kv", "full_kv", "q", "full_q")
+ARRAYS = [half + kind for half in HALVES for kind in ("_num_blocks", "_indices")]
 
 def mask(documents, window):
     length = len(documents)
@@ -58,7 +59,8 @@ for extend in (upstream[0], ours):
         extend(start)
     counts.append(sum(event.count for event in seen.key_averages()))
 speculators_patches.revert()
-print(json.dumps({"operations": counts, "reverted": core.extend_mask_for_draft_tokens is upstream[0]}))
+reverted = core.extend_mask_for_draft_tokens is upstream[0]
+print(json.dumps({"operations": counts, "reverted": reverted}))
 """
 
 

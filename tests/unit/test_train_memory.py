@@ -36,7 +36,7 @@ def test_predicted_within_a_tenth(setting: dict[str, Any], memory: dict[str, int
 
 
 def test_every_setting_but_one_was_measured() -> None:
-    """Three positions, two lengths, two losses; two fused ones failed for want of memory or time."""
+    """Three positions, two lengths, two losses; two fused ones failed (memory, time)."""
     assert len(peaks()) == 10
 
 
