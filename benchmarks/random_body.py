@@ -85,6 +85,8 @@ def write_body(folder: Path, *, divide: int = 1, layers: int = LAYERS, fp8: bool
 
 def write_drafter(folder: Path, *, divide: int = 1, layers: int = LAYERS) -> Path:
     """Writes config.json of the drafter, in the form that vLLM reads; its folder."""
+    if layers < 7:
+        raise ValueError(f"--layers {layers}: three different layers are read, so at least 7.")
     folder.mkdir(parents=True, exist_ok=True)
     read = [2, layers // 2, layers - 3]
     config = {

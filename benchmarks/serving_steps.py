@@ -1,7 +1,7 @@
 """What a step of vLLM costs with Gemma 4 26B-A4B's shape: verifying, drafting, and the break-even.
 
     python -m benchmarks.serving_steps                    # a GPU with 40 GB free, real size
-    python -m benchmarks.serving_steps --divide 11 --layers 6 --no-fp8 --n 0 --n 2 \\
+    python -m benchmarks.serving_steps --divide 11 --layers 8 --no-fp8 --n 0 --n 2 \\
         --more 2:probabilistic: --acceptance 0 --context 64   # a CPU
 
 One engine per n, kind of drafting and type of KV cache, in a process of its own (vLLM in that

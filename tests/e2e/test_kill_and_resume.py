@@ -1,4 +1,4 @@
-"""benchmarks.kill_and_resume in small: upstream's trainer, killed twice, ends with the same bits."""
+"""benchmarks.kill_and_resume in small: upstream's trainer, killed twice, ends the same."""
 
 from __future__ import annotations
 

@@ -50,5 +50,7 @@ def test_the_body_is_gemma_4_s_shape(tmp_path: Path) -> None:
     layer = 3 * 2816 * 2112 + 128 * 3 * 2816 * 704
     assert 20e9 < 30 * layer < 30e9
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    with pytest.raises(ValueError, match="at least 7"):
+        write_drafter(tmp_path / "short", layers=6)
     drafter = json.loads((write_drafter(tmp_path / "drafter") / "config.json").read_text())
     assert drafter["eagle_aux_hidden_state_layer_ids"] == [2, 15, 27]
