@@ -28,11 +28,8 @@ from recipes.plan_costs import (
     HIDDEN_BYTES,
     tokens_of,
 )
-<<<<<<< HEAD
 from recipes.spread.placement import Host, place
-=======
 from recipes.train_memory import device_bytes
->>>>>>> 7730c93 (The fused loss compiles under torch 2.9 to 2.11; training step, its floor and its memory measured on an H100; two patches against a waiting host, by name)
 
 NEEDED_SPECULATORS = SpecifierSet(">=0.8.1")
 TESTED_SPECULATORS = SpecifierSet(">=0.8.1,<0.10")
@@ -302,11 +299,7 @@ def _gpu_memory(recipe: Recipe, m: Machine, real: bool) -> Iterator[Finding]:
                 f"{_gb(vllm)}; the body's weights alone take about {_gb(BODY_FP8_BYTES)}",
                 "raise train_vllm_share",
             )
-<<<<<<< HEAD
-        elif host.shared and recipe.hidden_states == "online" and vllm + TRAINER_BYTES > total:
-=======
-        elif recipe.hidden_states == "online" and vllm + trainer > total:
->>>>>>> 7730c93 (The fused loss compiles under torch 2.9 to 2.11; training step, its floor and its memory measured on an H100; two patches against a waiting host, by name)
+        elif host.shared and recipe.hidden_states == "online" and vllm + trainer > total:
             yield _problem(
                 "GPU",
                 f"{gpu.name}: vLLM's {_gb(vllm)} and the trainer's {_gb(trainer)} do not fit "
