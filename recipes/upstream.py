@@ -61,17 +61,16 @@ def _patched(module: str, arguments: Sequence[str]) -> list[str]:
 def loss_implementation(recipe: Recipe, accelerator: bool) -> tuple[str, str]:
     """The loss kernel to ask for, and why.
 
-    The fused loss needs an accelerator, and dies under torch 2.11 (dynamo: "ListVariable ...
-    already tracked for mutation").
+    The fused loss needs an accelerator. Its tile is chosen by timing wherever the compiler's cache
+    is empty, and its sums depend on the tile (tests/compat/test_fused_loss_compiles.py): a run that
+    is resumed after a reboot or elsewhere need not be bitwise the same. The eager one takes at most
+    7 % longer a step (benchmarks/README.md).
     """
     if recipe.loss_implementation != "auto":
         return recipe.loss_implementation, "as set"
-    torch = installed("torch")
     if not accelerator:
         return "eager", "no accelerator: the fused loss needs one"
-    if torch is not None and torch.release[:2] == (2, 11):
-        return "eager", f"the fused loss fails under torch {torch}"
-    return "fused", "upstream's default"
+    return "eager", "exact when resumed; the fused loss picks its tile by timing"
 
 
 def has_accelerator() -> bool:
