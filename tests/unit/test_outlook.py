@@ -128,7 +128,7 @@ def test_the_plan_says_who_where_and_what_flows(tmp_path: Path) -> None:
         "producer_tokens_s=20000", "network_gbit=10",
     )  # fmt: skip
     text = "\n".join(lines)
-    assert "  a: 4 trainers on GPU 0-3 (about 9.4 GB each), leads" in lines
+    assert "  a: 4 trainers on GPU 0-3 (about 11.5 GB each), leads" in lines
     assert "  b: 8 producers on GPU 0-7 (40 of 80 GB each)" in lines
     assert "22.5 kB a token" in text
     assert "100 % of it between machines" in text
