@@ -282,7 +282,7 @@ def time_steps(
     }
 
 
-def costs(engines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def costs(engines: list[dict[str, Any]], acceptance: float) -> list[dict[str, Any]]:
     """Break-even rows: each engine with n > 0 beside the one without speculation of its KV type."""
     base = {
         (found["engine"]["kv"], row["concurrency"]): row["step_s"]
@@ -290,6 +290,7 @@ def costs(engines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if "rows" in found and found["engine"]["n"] == 0
         for row in found["rows"]
     }
+    how = f"vLLM's synthetic acceptance {acceptance:g}" if acceptance else "real acceptance"
     made = []
     for found in engines:
         engine = found["engine"]
@@ -300,7 +301,7 @@ def costs(engines: list[dict[str, Any]]) -> list[dict[str, Any]]:
             verify = row["step_s"] - row["draft_s"]
             cost = StepCost(
                 engine["n"], row["concurrency"], plain, verify, row["draft_s"],
-                "vLLM's synthetic acceptance, random weights",
+                f"random weights, {how}",
                 f"{engine['drafting']}, {engine['kv']} KV",
             )  # fmt: skip
             made.append(cost.to_json())
@@ -358,7 +359,7 @@ def main(
 
     def keep(found: dict[str, Any]) -> None:
         record["engines"].append(found)
-        record["costs"] = costs(record["engines"])
+        record["costs"] = costs(record["engines"], acceptance)
         path.write_text(json.dumps(record, indent=1) + "\n")
         print(json.dumps({"done": found["name"], "error": found.get("error")}), flush=True)
 

@@ -16,7 +16,11 @@ EACH = pytest.mark.parametrize(
     ("item", "step"), STEPS, ids=[f"{item.name}-{step.slug}" for item, step in STEPS]
 )
 # Not exported, and why.
-WITHOUT: dict[str, str] = {}
+WITHOUT: dict[str, str] = {
+    "fused_loss_compiles": "torch's own fix, #177874, is in 2.12; older ones get none",
+    "quick_draft_masks": "what it brings is not measured on a GPU yet",
+    "accuracy_without_waiting": "what it brings is not measured on a GPU yet",
+}
 
 
 def test_every_patch_is_exported() -> None:

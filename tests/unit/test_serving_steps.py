@@ -23,7 +23,8 @@ def test_each_engine_stands_beside_the_plain_one_of_its_kv_cache() -> None:
             timed(0, "fp8", 0.010), timed(2, "fp8", 0.015, 0.003), timed(2, "auto", 0.020, 0.004),
             timed(0, "auto", 0.012), timed(4, "fp8", 0.018, 0.005, c=8),
             {"engine": {"n": 1, "drafting": "greedy", "kv": "fp8"}, "error": ["it died"]},
-        ]
+        ],
+        0.7,
     )  # fmt: skip
     assert [(c["arm"], c["n"], c["base_s"]) for c in found] == [
         ("greedy, fp8 KV", 2, 0.010), ("greedy, auto KV", 2, 0.012),
