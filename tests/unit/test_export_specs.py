@@ -16,7 +16,10 @@ EACH = pytest.mark.parametrize(
     ("item", "step"), STEPS, ids=[f"{item.name}-{step.slug}" for item, step in STEPS]
 )
 # Not exported, and why.
-WITHOUT: dict[str, str] = {}
+WITHOUT: dict[str, str] = {
+    "mooncake_waits": "half of it is recipes.mooncake_hidden_states, a connector; to discuss first",
+    "several_producers": "a feature, and it rests on wait_for_producer; to discuss first",
+}
 
 
 def test_every_patch_is_exported() -> None:
