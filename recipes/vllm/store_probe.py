@@ -91,7 +91,10 @@ def main() -> None:
     master, *manifest = sys.argv[1:]
     try:
         store = connected(master, 0 if manifest else 16 * _MIB)
-        found = sample(store, json.loads(manifest[0])) if manifest else round_trip(store)
+        try:
+            found = sample(store, json.loads(manifest[0])) if manifest else round_trip(store)
+        finally:
+            store.close()  # else others' samples may be sent to its memory for 10 s
     except (RuntimeError, ImportError, KeyError) as error:
         print(json.dumps({"error": str(error)}), flush=True)
         os._exit(1)
