@@ -1,9 +1,9 @@
 """Upstream's Mooncake store as a producer needs it: nothing is dropped, nothing is left behind.
 
 Upstream puts samples like cache entries. Mooncake then throws the oldest away as soon as memory is
-short, read or not, and tells nobody (run: of 20 samples put into a store for 16 six were gone, and
-every put had succeeded: tests/faults/test_full_store.py); a put that finds no room, or no master, fails at once; and a sample
-whose reader died stays for ever. Here
+short, read or not, and tells nobody (of 20 samples put into a store for 16 six were gone, and every
+put had succeeded: tests/faults/test_full_store.py); a put that finds no room, or no master, fails
+at once; and a sample whose reader died stays for ever. Here
 
 - samples are pinned, so that none is evicted, and lie in this producer's own memory, so that they
   are lost with it and with nobody else;
