@@ -79,6 +79,7 @@ def examine(recipe: Recipe, machine: Machine, run_dir: Path, preset: str) -> lis
         *_disk(recipe, machine, run_dir, real),
         *_ports(recipe, machine),
         *_endpoints(machine),
+        *_mooncake(recipe, machine),
     ]
 
 
@@ -389,6 +390,22 @@ def _endpoints(m: Machine) -> Iterator[Finding]:
             )
         else:
             yield _ok(f"endpoint {url}", "answers")
+
+
+def _mooncake(recipe: Recipe, m: Machine) -> Iterator[Finding]:
+    if recipe.transfer != "mooncake":
+        return
+    installed = m.versions.get("speculators")
+    if installed is not None and Version(installed) < Version("0.9.0"):
+        yield _problem(
+            "mooncake",
+            f"speculators {installed} has another form of its transfer",
+            "install speculators 0.9.0, or --set transfer=file",
+        )
+    elif m.no_mooncake:
+        yield _problem("mooncake", m.no_mooncake.rstrip("."), "or --set transfer=file")
+    else:
+        yield _ok("mooncake", "installed")
 
 
 def _gb(size: float) -> str:

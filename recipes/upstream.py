@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from packaging.version import Version
 
 from recipes.config import Recipe
 from recipes.spread import torchrun
+from recipes.vllm.mooncake import Store
 
 FIRST_WITH_ENTRYPOINTS = Version("0.8.0")
 FIRST_THAT_SKIPS_FREQUENCIES = Version("0.9.0")
@@ -76,6 +78,15 @@ def loss_implementation(recipe: Recipe, accelerator: bool) -> tuple[str, str]:
 def has_accelerator() -> bool:
     """Whether a GPU driver is present; does not import torch, so that `plan` stays quick."""
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+
+
+def gpus() -> tuple[str, ...]:
+    """This machine's NVIDIA GPUs as CUDA_VISIBLE_DEVICES names them, and within what it allows."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if shown is None or not found:
+        return tuple(map(str, range(found)))
+    return tuple(one.strip() for one in shown.split(",") if one.strip())
 
 
 def regenerate(recipe: Recipe, *, endpoints: Sequence[str], outfile: Path, limit: int) -> list[str]:
@@ -182,12 +193,15 @@ def train(
     cached: Path | None = None,
     incomplete: bool = False,
     accelerator: bool | None = None,
+    store: Store | None = None,
     number: int = 0,
 ) -> list[str]:
     """argv: upstream's trainer, with torchrun around it if there are several.
 
     `endpoint` is None when the hidden states are in `cached`; `incomplete` says that some rows have
-    none there, which are then left out.
+    none there, which are then left out. Several endpoints are separated by commas: the patch
+    several_producers asks them all. `store` is where they put hidden states; None: into files.
+
     `accelerator` says whether the trainer will have one; None looks (`plan` may know better).
     `number` is the machine's place in `hosts`.
 
@@ -230,11 +244,12 @@ def train(
     else:
         arguments += [
             "--on-missing", "generate",
-            "--vllm-endpoint", f"{endpoint}/v1",
+            "--vllm-endpoint", ",".join(f"{url}/v1" for url in endpoint.split(",")),
             "--request-timeout", str(recipe.request_timeout),
             "--max-retries", str(recipe.max_retries),
             # Of the patch wait_for_producer.
             "--producer-wait-minutes", str(recipe.producer_wait_minutes),
+            *(store.trainer_flags() if store else ()),
         ]  # fmt: skip
     # Of the patch step_checkpoints, which takes them out before upstream parses.
     arguments += [

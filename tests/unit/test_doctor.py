@@ -199,6 +199,15 @@ def test_people_read_what_to_do() -> None:
     assert lines[-1] == "1 problems, 0 warnings"
 
 
+def test_mooncake_is_looked_for_where_it_is_asked_for() -> None:
+    without = dataclasses.replace(GOOD_CPU, no_mooncake="Mooncake is not installed.")
+    assert judge(without) == {}
+    assert judge(without, transfer="mooncake") == {"mooncake": Level.PROBLEM}
+    assert judge(GOOD_CPU, transfer="mooncake") == {}
+    older = versions(GOOD_CPU, speculators="0.8.1")
+    assert judge(older, transfer="mooncake")["mooncake"] is Level.PROBLEM
+
+
 def test_too_few_gpus_for_the_trainers_and_producers_of_this_machine() -> None:
     assert judge(GOOD_GPU, "h100", trainers=2) == {"GPUs": Level.PROBLEM}
     three = dataclasses.replace(GOOD_GPU, gpus=GOOD_GPU.gpus * 3)
