@@ -16,7 +16,13 @@ EACH = pytest.mark.parametrize(
     ("item", "step"), STEPS, ids=[f"{item.name}-{step.slug}" for item, step in STEPS]
 )
 # Not exported, and why.
-WITHOUT: dict[str, str] = {}
+WITHOUT = {
+    "durable_extraction": "not written yet; builds on wait_for_producer's",
+    "expected_acceptance": "a metric that upstream has not been asked whether it wants",
+    "named_verifier": "not written yet",
+    "unsayable_positions": "an experiment, applied only if asked for",
+    "verifier_norm_gain": "not written yet",
+}
 
 
 def test_every_patch_is_exported() -> None:
