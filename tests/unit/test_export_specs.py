@@ -22,6 +22,10 @@ WITHOUT: dict[str, str] = {
     "accuracy_without_waiting": "what it brings is not measured on a GPU yet",
     "mooncake_waits": "half of it is recipes.mooncake_hidden_states, a connector; to discuss first",
     "several_producers": "a feature, and it rests on wait_for_producer; to discuss first",
+    "expected_acceptance": "a metric that upstream has not been asked whether it wants",
+    "named_verifier": "not written yet",
+    "unsayable_positions": "an experiment, applied only if asked for",
+    "verifier_norm_gain": "not written yet",
 }
 
 
