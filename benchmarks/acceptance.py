@@ -22,10 +22,10 @@ from collections.abc import Sequence
 
 from benchmarks.arm_verdict import EXIT_DEGENERATE
 from benchmarks.arms import ArmError
+from benchmarks.bench_setup import Setup
 from benchmarks.client import BenchError
 from benchmarks.options import make_setup, parser
 from benchmarks.prompts import PromptError
-from benchmarks.runner import Setup
 from benchmarks.schema import ResultsError
 
 __all__ = ["BenchError", "main"]

@@ -33,12 +33,24 @@ SIGNATURE_REACHED = 0.05
 # limit may just be low.
 MANY_CUT = 0.90
 
+# A body that never ends need not loop. Prompts of the length class "short" want up to about 60
+# tokens: when three times as many did not end more than half of such answers, nothing will.
+SHORT_TOKENS = 192
+NEVER_ENDS = 0.50
+SHORT_ANSWERS = 5
+
+# Checks that fire on text which repeats itself.
+_LOOPING = ("loop", "endless", "repeated_ngrams", "copied_passages", "few_distinct", "compressible")
+
 _EXAMPLES = 3
 _EXCERPT = 160
 
 
 class AnswerText(Protocol):
-    """What a verdict needs of an answer; `acceptance.Answer` and `schema.RequestRow` have it."""
+    """What a verdict needs of an answer, as `schema.RequestRow` has it.
+
+    Where they are there, `length`, `completion_tokens` and `token_ids` are looked at too.
+    """
 
     @property
     def prompt_id(self) -> str: ...
@@ -64,7 +76,8 @@ class ArmVerdict:
 
     `status` is "ok", "suspect" (acceptance looks like a loop but every text passed) or
     "degenerate". `counts` says in how many answers each check fired. `conditional` is the
-    acceptance of each position given all before it; None where no draft got that far.
+    acceptance of each position given all before it; None where no draft got that far. `bad` are
+    the prompts of the degenerate answers, which no number of an arm that passed may rest on.
     """
 
     answers: int
@@ -76,6 +89,7 @@ class ArmVerdict:
     conditional: tuple[float | None, ...]
     cut_by_limit: int
     causes: tuple[str, ...]
+    bad: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -122,12 +136,17 @@ def check_arm(
     conditional = conditional_acceptance(acceptance or ())
     looks_looping = loop_signature(acceptance or ())
     found: list[tuple[AnswerText, list[Finding]]] = []
-    for answer in answers:
+    endless = _never_ending(answers)
+    for k, answer in enumerate(answers):
         prompt = (prompts or {}).get(answer.prompt_id, "")
         norm = (norms or {}).get(answer.prompt_id)
         findings = check_answer(
-            answer.text, answer.finish_reason, prompt=prompt, norm=norm, thresholds=thresholds
-        )
+            answer.text, answer.finish_reason, prompt=prompt, norm=norm,
+            tokens=getattr(answer, "completion_tokens", 0),
+            token_ids=getattr(answer, "token_ids", None), thresholds=thresholds,
+        )  # fmt: skip
+        if k in endless:
+            findings.append(endless[k])
         if findings:
             found.append((answer, findings))
     counts = Counter(check for _, findings in found for check in {f.check for f in findings})
@@ -145,7 +164,22 @@ def check_arm(
         conditional=conditional,
         cut_by_limit=sum(a.finish_reason == "length" for a in answers),
         causes=likely_causes(counts, len(found), raw) if degenerate else (),
+        bad=tuple(dict.fromkeys(a.prompt_id for a, _ in found)),
     )
+
+
+def _never_ending(answers: Sequence[AnswerText]) -> dict[int, Finding]:
+    """Findings by place for short answers that the token limit cut, if they are no exception."""
+    short = [k for k, a in enumerate(answers) if getattr(a, "length", "") == "short"]
+    cut = [
+        k for k in short
+        if answers[k].finish_reason == "length"
+        and getattr(answers[k], "completion_tokens", 0) >= SHORT_TOKENS
+    ]  # fmt: skip
+    if len(short) < SHORT_ANSWERS or len(cut) <= NEVER_ENDS * len(short):
+        return {}
+    why = f"never ends: a short answer was asked for, and {len(cut)} of {len(short)} were cut off"
+    return {k: Finding("never_ends", len(cut), NEVER_ENDS * len(short), why) for k in cut}
 
 
 def conditional_acceptance(acceptance: Sequence[float]) -> tuple[float | None, ...]:
@@ -190,10 +224,15 @@ def likely_causes(counts: Mapping[str, int], degenerate: int, raw: bool) -> tupl
             "no chat template: these prompts went to the raw endpoint (--raw), so the body "
             "continues a text instead of answering; use /v1/chat/completions"
         )
-    if share("template_tokens", "invented_turns") >= 0.3:
+    if share("template_tokens", "invented_turns", "hidden_tokens") >= 0.3:
         causes.append(
             "wrong stop tokens: the end of the turn is not in generation_config.json's "
             "eos_token_id, or a foreign chat template is applied, so answers run on"
+        )
+    if share("never_ends") >= 0.3:
+        causes.append(
+            "answers that do not end: the end of the turn is not in generation_config.json's "
+            "eos_token_id; or the body thinks at length before it answers (raise --max-tokens)"
         )
     if share("broken_characters", "mixed_scripts", "char_run") >= 0.3:
         causes.append(
@@ -206,7 +245,7 @@ def likely_causes(counts: Mapping[str, int], degenerate: int, raw: bool) -> tupl
             "the answer ends at once: a chat template that already closes the turn, or a "
             "reasoning parser that takes the whole answer away"
         )
-    looping = share("loop", "endless", "repeated_ngrams", "few_distinct", "compressible") >= 0.3
+    looping = share(*_LOOPING) >= 0.3
     if looping and not raw:
         causes.append(
             "no chat template, or the wrong one (compare the server's rendered prompt with the "
@@ -229,7 +268,7 @@ def _headline(v: ArmVerdict) -> str:
             f"({names}); at most {MAX_DEGENERATE:.0%} may be. No speedup is reported.{tail}"
         )
     if v.status == "suspect":
-        return f"Suspect: no text check fired, but read the answers.{tail}"
+        return f"SUSPECT: no text check fired, but read the answers.{tail}"
     return f"{v.degenerate} of {v.answers} answers degenerate.{tail}"
 
 

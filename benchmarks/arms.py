@@ -77,6 +77,11 @@ def parse_arm(text: str) -> Drafter:
             f'--arm {name}: vLLM needs a "method" or a "model", e.g. '
             '{"method": "eagle3", "model": "FOLDER"}.'
         )
+    if config.get("rejection_sample_method") == "synthetic":
+        raise ArmError(
+            f"--arm {name}: synthetic acceptance takes drafts at random, so its text and speed "
+            "mean nothing as an arm; --break-even uses it to time steps."
+        )
     return Drafter(
         name,
         {k: v for k, v in config.items() if k not in _OURS},
@@ -171,6 +176,23 @@ def parse_endpoint(text: str) -> Arm:
         )
     n = int(depth)
     return Arm(ArmSpec(name, n, {"endpoint": url} if n else None), endpoint=url)
+
+
+def parse_endpoints(texts: Sequence[str]) -> list[Arm]:
+    """Several of the user's servers.
+
+    Raises:
+        ArmError: as `parse_endpoint`, or two arms have one name or one address.
+    """
+    found = [parse_endpoint(text) for text in texts]
+    for what, keys in (
+        ("name and n", [a.spec.key for a in found]),
+        ("address", [a.endpoint.rstrip("/").removesuffix("/v1") for a in found]),
+    ):
+        twice = next((k for k in keys if keys.count(k) > 1), None)
+        if twice is not None:
+            raise ArmError(f"Two --endpoint have the same {what}, {twice}; each arm is a server.")
+    return found
 
 
 def slug(text: str) -> str:

@@ -21,6 +21,7 @@ class Cell:
 
     `by_request`: the server reports speculation counts with each answer. Where it does not, the
     differences of its counters are taken, which is possible for one request at a time only.
+    `salt` keeps what others asked of the server out of its prefix cache.
     """
 
     arm: ArmSpec
@@ -30,6 +31,7 @@ class Cell:
     max_tokens: int
     seed: int
     by_request: bool
+    salt: str = ""
 
     def sampling(self, prompt_id: str) -> dict[str, Any]:
         """The sampling fields of a prompt's request, the same in every arm."""
@@ -38,7 +40,7 @@ class Cell:
             "max_tokens": self.max_tokens,
             "seed": seed_of(prompt_id, self.seed),
             # A prompt is asked at several temperatures: none may find the other's prefix cached.
-            "cache_salt": f"bench-{self.temperature:g}-{self.concurrency}",
+            "cache_salt": f"bench {self.salt} {self.temperature:g} {self.concurrency}",
         }
 
 

@@ -4,10 +4,11 @@
     python -m benchmarks.checkpoint_stall --divide 8      # a CPU: all widths divided by 8
 
 Upstream's checkpointer, `torch.distributed.checkpoint.async_save` of the same state, and ours, in
-turn in one process, each on a drafter of its own that trains with upstream's step
-(`real_size.Training`). Each way saves once unmeasured, then `--saves` times. Reported per way:
+one process, each on a drafter of its own that trains with upstream's step (`real_size.Training`).
+They save in turn, once unmeasured, then `--saves` times. Reported per way:
 
-- stop: seconds from the call until the loop could go on, device synchronised before and after;
+- stop: seconds from the call until the loop could go on, device synchronised before and after,
+  and what the next steps waited for copies still under way;
 - background: seconds from the call until the checkpoint is complete (committed, or its future);
 - while writing: median step time while it was written, over the median step time before;
 - bytes of one checkpoint on the disk.
@@ -15,7 +16,9 @@ turn in one process, each on a drafter of its own that trains with upstream's st
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -42,6 +45,13 @@ class Way(Protocol):
 
     def writing(self) -> bool: ...
 
+    def waited_s(self) -> float:
+        """Seconds that steps have waited for a save's copies so far."""
+        return 0.0
+
+    def tidy(self, number: int) -> None:
+        """Remove save `number`, where a way does not keep to the newest few itself."""
+
     def close(self) -> None: ...
 
 
@@ -64,6 +74,12 @@ class Upstream:
 
     def writing(self) -> bool:
         return False
+
+    def waited_s(self) -> float:
+        return 0.0
+
+    def tidy(self, number: int) -> None:
+        shutil.rmtree(self._folder / str(number), ignore_errors=True)
 
     def close(self) -> None:
         pass
@@ -96,6 +112,12 @@ class Dcp:
     def writing(self) -> bool:
         return self._future is not None and not self._future.done()
 
+    def waited_s(self) -> float:
+        return 0.0
+
+    def tidy(self, number: int) -> None:
+        shutil.rmtree(self._folder / str(number), ignore_errors=True)
+
     def close(self) -> None:
         if self._future is not None:
             self._future.result()
@@ -110,74 +132,90 @@ class Ours:
         from speculators_patches.checkpointing.policy import When
         from speculators_patches.checkpointing.run import RunCheckpoints
         from speculators_patches.checkpointing.state import TrainingState
+        from speculators_patches.finite import assert_finite
 
         state = TrainingState(training.model, training.optimizers, training.schedulers)
-        self._saves = RunCheckpoints(folder, state, [], when=When(None, None))
-        self._folder, self._training = folder, training
-
-    def _checked(self) -> dict[str, Any]:
-        """What the patch does while training stands: no tensor with a NaN is ever written."""
-        from speculators_patches import finite
-
-        training = self._training
-        finite.assert_finite(finite.trained_state(training.model, training.optimizers))
-        return {}
+        # As the patch does: no tensor with a NaN is ever written. In the background.
+        self._saves = RunCheckpoints(
+            folder, state, [], when=When(None, None), check=lambda t: assert_finite(t.items())
+        )
+        self._folder, self._state = folder, state
 
     def save(self, number: int) -> Path:
         from speculators_patches.checkpointing.cursor import Cursor
 
-        if not self._saves.save(Cursor(0, number, number), "bench", extra=self._checked):
+        if not self._saves.save(Cursor(0, number, number), "bench"):
             raise SystemExit("the save before was still being written; this machine is too slow")
         return self._folder / f"ckpt-{number:06d}-step-{number:08d}"
 
     def writing(self) -> bool:
         return self._saves._writer.busy
 
+    def waited_s(self) -> float:
+        return self._state.waited_s
+
+    def tidy(self, number: int) -> None:
+        pass  # its own retention
+
     def close(self) -> None:
         self._saves.close()
 
 
-def measure(
-    way: Way, step: Callable[[], float], device: str, saves: int, before: int
-) -> dict[str, Any]:
+class Measured:
     """Timings of one way; see the module's docstring.
 
     Args:
         step: one training step, synchronised; its seconds.
         before: steps timed before each save.
     """
-    stops, backgrounds, quiet, busy, sizes = [], [], [], [], []
-    for number in range(1, saves + 2):
-        calm = [step() for _ in range(before)]
-        synchronise(device)
+
+    def __init__(self, way: Way, step: Callable[[], float], device: str, before: int) -> None:
+        self.way = way
+        self._step, self._device, self._before = step, device, before
+        self._number = 0
+        self._times: dict[str, list[float]] = {
+            name: [] for name in ("stop", "background", "bytes", "before", "while")
+        }
+
+    def save(self) -> None:
+        """Steps, one save, and steps until it is written. The first one only allocates."""
+        self._number += 1
+        calm = [self._step() for _ in range(self._before)]
+        synchronise(self._device)
         began = time.perf_counter()
-        path = way.save(number)
-        synchronise(device)
+        path = self.way.save(self._number)
+        synchronise(self._device)
         stop = time.perf_counter() - began
+        waited = self.way.waited_s()
         during = []
-        while way.writing():
-            during.append(step())
+        while self.way.writing():
+            during.append(self._step())
         background = time.perf_counter() - began
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        if number == 1:
-            continue  # first allocations, unmeasured
-        stops.append(stop)
-        backgrounds.append(background)
-        sizes.append(size)
-        quiet += calm
-        busy += during
-    way.close()
-    return {
-        "way": way.name,
-        "stop_s": _spread(stops),
-        "background_s": _spread(backgrounds),
-        "bytes": statistics.median(sizes),
-        "step_before_s": _spread(quiet),
-        "step_while_writing_s": _spread(busy) if busy else None,
-        "while_writing_ratio": (
-            round(statistics.median(busy) / statistics.median(quiet), 3) if busy else None
-        ),
-    }
+        if self._number > 1:
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            times = self._times
+            times["stop"].append(stop + self.way.waited_s() - waited)
+            times["background"].append(background)
+            times["bytes"].append(size)
+            times["before"] += calm
+            times["while"] += during
+        self.way.tidy(self._number - 1)
+
+    def row(self) -> dict[str, Any]:
+        times = self._times
+        return {
+            "way": self.way.name,
+            "stop_s": _spread(times["stop"]),
+            "background_s": _spread(times["background"]),
+            "bytes": statistics.median(times["bytes"]),
+            "step_before_s": _spread(times["before"]),
+            "step_while_writing_s": _spread(times["while"]) if times["while"] else None,
+            "while_writing_ratio": (
+                round(statistics.median(times["while"]) / statistics.median(times["before"]), 3)
+                if times["while"]
+                else None
+            ),
+        }
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -188,6 +226,19 @@ def _spread(values: list[float]) -> dict[str, float]:
         "max": round(ordered[-1], 5),
         "count": len(ordered),
     }
+
+
+def _stepper(training: Training, size: Size, device: str) -> Callable[[], float]:
+    data = [batch(size, training.model, seed) for seed in range(4)]
+    turn = itertools.cycle(data)
+
+    def step() -> float:
+        began = time.perf_counter()
+        training.step(next(turn))
+        synchronise(device)
+        return time.perf_counter() - began
+
+    return step
 
 
 def main(
@@ -203,26 +254,21 @@ def main(
     """Training stopped per save: upstream, torch DCP and ours in one run."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = Size(divide, tokens)
-    rows = []
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(dir=folder) as work:
+        ways = []
         for kind in (Upstream, Dcp, Ours):
             training = Training(size, device)
-            data = [batch(size, training.model, seed) for seed in range(4)]
-            turn = iter(range(10**9))
-
-            def step(training: Training = training, data: Any = data, turn: Any = turn) -> float:
-                began = time.perf_counter()
-                training.step(data[next(turn) % len(data)])
-                synchronise(device)
-                return time.perf_counter() - began
-
-            step()
-            place = Path(work) / kind.__name__
-            rows.append(measure(kind(training, place), step, device, saves, before))
-            print(json.dumps(rows[-1]), flush=True)
-            shutil.rmtree(place, ignore_errors=True)
-            trained = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
-            del training, data
+            way = kind(training, Path(work) / kind.__name__)
+            ways.append(Measured(way, _stepper(training, size, device), device, before))
+        for _ in range(saves + 1):  # in turn, so that what else the machine does meets all alike
+            for one in ways:
+                one.save()
+        rows = [one.row() for one in ways]
+        for one in ways:
+            print(json.dumps(one.row()), flush=True)
+            one.way.close()
+    trained = sum(p.numel() for p in training.model.parameters() if p.requires_grad)
     ours, upstream = rows[-1], rows[0]
     record = {
         "command": "python -m benchmarks.checkpoint_stall"
@@ -230,9 +276,13 @@ def main(
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "size": {"divide": divide, "tokens": tokens, "trained_parameters": trained},
         "environment": describe(),
+        "load": {"before": round(load, 1), "after": round(os.getloadavg()[0], 1)},
         "ways": rows,
         "stop_shorter_than_upstream": round(
             upstream["stop_s"]["median"] / ours["stop_s"]["median"], 1
+        ),
+        "stop_shorter_than_upstream_at_best": round(
+            upstream["stop_s"]["min"] / ours["stop_s"]["min"], 1
         ),
     }
     path = out or RESULTS / f"checkpoint_stall_{device}.json"

@@ -3,7 +3,10 @@
 Per workload and concurrency the candidate is the n with the highest speedup; among those that are
 not shown to be slower than it (its point lies in their interval) the smallest n is taken, which
 needs less memory and loses less when the traffic is harder than the bench. It is recommended only
-if its interval lies above 1. Arms that were refused are no candidates.
+if its interval lies above 1, once widened for the number of n tried (Bonferroni): of four drafters
+worth nothing the best one's plain 95 % interval lies above 1 in one bench of ten (simulated). Arms
+that may not be trusted (degenerate text, other answers than without speculation, a server that
+failed) are no candidates, however fast.
 """
 
 from __future__ import annotations
@@ -11,9 +14,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
-from benchmarks.stats import FEWEST_PROMPTS, Interval
+from benchmarks.stats import CONFIDENCE, FEWEST_PROMPTS, Interval
 
 # Above the highest concurrency measured, vLLM's schedule needs an end of its last range.
 MAX_BATCH = 1024
@@ -25,14 +29,15 @@ class ChoiceError(ValueError):
 
 @dataclass(frozen=True)
 class Measured:
-    """One arm at one n: its speed over no speculation on the same prompts, and what refused it."""
+    """One arm at one n: its speed over no speculation on the same prompts; `barred`: why not to
+    serve with it whatever its speed, "" if nothing is against it."""
 
     arm: str
     n: int
     workload: str
     concurrency: int
     speedup: Interval
-    refused: bool = False
+    barred: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,21 +69,24 @@ def choose_n(rows: Sequence[Measured]) -> Choice:
     def nothing(why: str) -> Choice:
         return Choice(arm, workload, concurrency, 0, None, f"do not speculate here: {why}")
 
-    usable = [r for r in rows if r.n > 0 and not r.refused and r.speedup.value > 0]
-    refused = sorted({r.n for r in rows if r.refused})
-    note = f" (n = {', '.join(map(str, refused))} refused: degenerate text)" if refused else ""
+    usable = [r for r in rows if r.n > 0 and not r.barred and r.speedup.value > 0]
+    note = _barred(rows)
     if not usable:
         return nothing(f"no arm with usable answers{note}")
     if min(r.speedup.prompts for r in usable) < FEWEST_PROMPTS:
         return nothing(f"fewer than {FEWEST_PROMPTS} prompts show nothing{note}")
     best = max(usable, key=lambda r: r.speedup.value)
-    if best.speedup.low <= 1:
+    if low_of_several(best.speedup, len(usable)) <= 1:
         verdict = "is slower" if best.speedup.high < 1 else "no speedup is shown"
+        chance = f", as the best of {len(usable)} by chance may" if best.speedup.low > 1 else ""
         return nothing(
             f"even at n = {best.n} {verdict} ({best.speedup.value:.2f}x, 95 % interval "
-            f"{best.speedup.low:.2f} to {best.speedup.high:.2f}){note}"
+            f"{best.speedup.low:.2f} to {best.speedup.high:.2f}{chance}){note}"
         )
-    equal = [r for r in usable if r.speedup.high >= best.speedup.value and r.speedup.low > 1]
+    equal = [
+        r for r in usable
+        if r.speedup.high >= best.speedup.value and low_of_several(r.speedup, len(usable)) > 1
+    ]  # fmt: skip
     taken = min(equal, key=lambda r: r.n)
     reason = (
         f"{taken.speedup.value:.2f}x (95 % interval {taken.speedup.low:.2f} to "
@@ -87,6 +95,23 @@ def choose_n(rows: Sequence[Measured]) -> Choice:
     if taken.n != best.n:
         reason += f"; n = {best.n} reached {best.speedup.value:.2f}x, not shown to be faster"
     return Choice(arm, workload, concurrency, taken.n, taken.speedup, reason + note)
+
+
+def low_of_several(seen: Interval, tried: int) -> float:
+    """The interval's lower end at the confidence that the best of `tried` needs."""
+    tail = (1 - CONFIDENCE) / 2
+    z = NormalDist().inv_cdf
+    return seen.value - (seen.value - seen.low) * z(1 - tail / max(1, tried)) / z(1 - tail)
+
+
+def _barred(rows: Sequence[Measured]) -> str:
+    reasons = dict.fromkeys(r.barred for r in rows if r.barred)
+    parts = [
+        f"n = {', '.join(str(n) for n in sorted({r.n for r in rows if r.barred == why}))} "
+        f"refused: {why}"
+        for why in reasons
+    ]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def choose_all(rows: Sequence[Measured]) -> list[Choice]:

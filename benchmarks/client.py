@@ -18,6 +18,9 @@ import httpx
 from recipes.vllm import probes
 from recipes.vllm_server import SpecCounters
 
+# An answer's own ends: its stop token or a tool call, the token limit, vLLM's repetition detector.
+_ENDS = ("stop", "length", "tool_calls", "repetition")
+
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -150,7 +153,7 @@ class Client:
                 if reply.status_code != 200:
                     reply.read()
                     raise _refused(where, reply)
-                for chunk in _events(reply.iter_lines()):
+                for chunk in _events(reply.iter_lines(), where):
                     if "error" in chunk:
                         raise BenchError(f"The server broke off {where}: {chunk['error']}.")
                     found.add(chunk, time.perf_counter())
@@ -161,6 +164,11 @@ class Client:
         ended = time.perf_counter()
         if not found.usage or not found.finish_reason:
             raise BenchError(f"The stream of {where} ended early: no finish reason or no usage.")
+        if found.finish_reason not in _ENDS:
+            raise BenchError(
+                f"The server ended {where} with the reason {found.finish_reason!r}, which is not "
+                "the end of an answer."
+            )
         tokens = int(found.usage["completion_tokens"])
         rest = tokens - found.first_tokens
         gap = found.last - (found.first or 0.0)
@@ -232,11 +240,18 @@ class Client:
         return {"model": self.model, **asked, **sampling, **self._extra}
 
 
-def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+def _events(lines: Iterator[str], where: str) -> Iterator[dict[str, Any]]:
     """The JSON objects of a server-sent event stream, up to `[DONE]`."""
     for line in lines:
-        if line.startswith("data: ") and line != "data: [DONE]":
-            yield json.loads(line[len("data: ") :])
+        if not line.startswith("data:") or line.strip() == "data: [DONE]":
+            continue
+        try:
+            event = json.loads(line.removeprefix("data:"))
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            raise BenchError(f"The stream of {where} holds what is not JSON: {line[:80]!r}.")
+        yield event
 
 
 def _refused(where: str, reply: httpx.Response) -> BenchError:

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import stats
 from benchmarks.client import BenchError, Client, Reply
 from benchmarks.prompts import PromptError, WorkloadPrompt, load_workload
-from benchmarks.runner import served_model
+from benchmarks.served import served
 from recipes import environment
 from recipes.vllm_server import ServerError
 
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prompts = load_workload(options.dataset)
         url = options.url.rstrip("/").removesuffix("/v1")
         folder = options.out.absolute().parent
-        found = cross_check(url, served_model(url), options.tokenizer, prompts, folder)
+        found = cross_check(url, served(url).model, options.tokenizer, prompts, folder)
         options.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     except (BenchError, PromptError, ServerError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)

@@ -60,7 +60,7 @@ def with_gaps(
             known[prompt.id] = client.gaps(
                 prompt.messages, f"prompt {prompt.id}", **cell.sampling(prompt.id)
             )
-        except (BenchError, KeyError):
+        except (BenchError, LookupError, TypeError, ValueError):
             continue
     return [_with_gap(r, known) if _is_base(r, cell) else r for r in rows]
 

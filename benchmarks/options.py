@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import arms as making
 from benchmarks.arms import Arm, ArmError
+from benchmarks.bench_setup import Setup
 from benchmarks.prompts import (
     LENGTHS,
     WORKLOADS,
@@ -19,8 +20,18 @@ from benchmarks.prompts import (
     first_of_each,
     load_workloads,
 )
-from benchmarks.runner import Setup
 from recipes.vllm_server import ServerSpec
+
+# Fields of a request that --request may not set, and what sets them.
+_OURS = {
+    **dict.fromkeys(("model", "messages", "prompt", "cache_salt"), "the arms and prompts"),
+    "temperature": "--temperature", "seed": "--seed",
+    **dict.fromkeys(("max_tokens", "max_completion_tokens"), "--max-tokens"),
+    **dict.fromkeys(("stream", "stream_options", "n", "best_of", "logprobs", "top_logprobs",
+                     "return_token_ids", "use_beam_search"), "one streamed answer a prompt"),
+    **dict.fromkeys(("chat_template", "add_generation_prompt", "continue_final_message", "echo"),
+                    "the server's chat template; --raw goes without"),
+}  # fmt: skip
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -150,6 +161,12 @@ def _json_object(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(f"not valid JSON ({e})") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("must be a JSON object")
+    ours = [key for key in value if key in _OURS]
+    if ours:
+        raise argparse.ArgumentTypeError(
+            f"{ours[0]!r} is the bench's own ({_OURS[ours[0]]}), so that what it reports is what "
+            "was asked"
+        )
     return value
 
 
@@ -181,7 +198,7 @@ def make_arms(options: argparse.Namespace) -> list[Arm]:
         found = [making.with_server(a, template) for a in making.multiply(drafters, ns, variants)]
     elif drafters or variants:
         raise ArmError("--body is missing: the body that these drafters draft for.")
-    found += [making.parse_endpoint(text) for text in options.endpoint]
+    found += making.parse_endpoints(options.endpoint)
     if not found:
         raise ArmError("There is nothing to compare: give --body with drafters, or --endpoint.")
     return found

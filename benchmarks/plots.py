@@ -9,21 +9,23 @@ from typing import Any
 from benchmarks.break_even import StepCost, curve
 
 _COLOURS = ("#4c78a8", "#d62728", "#2a9d3a", "#b279a2", "#f58518", "#54a24b", "#72b7b2", "#9d755d")
+RAW = "RAW ENDPOINT, no chat template"
 _MARKS = "osD^vPX*"
 
 
 def draw_all(summary: dict[str, Any]) -> dict[str, bytes]:
-    """PNG by file name; a picture without data is left out."""
+    """PNG by file name; one without data is left out, and each says so if the endpoint was raw."""
     cells = summary["cells"]
+    title = RAW if summary["endpoint"] == "raw" else ""
     pictures = {
-        "acceptance.png": acceptance([c for c in cells if c.get("acceptance")]),
-        "tokens_per_s.png": speed([c for c in cells if c.get("tokens_per_s")]),
-        "break_even.png": break_even([StepCost.from_json(c) for c in summary["costs"]]),
+        "acceptance.png": acceptance([c for c in cells if c.get("acceptance")], title),
+        "tokens_per_s.png": speed([c for c in cells if c.get("tokens_per_s")], title),
+        "break_even.png": break_even([StepCost.from_json(c) for c in summary["costs"]], title),
     }
     return {name: png for name, png in pictures.items() if png is not None}
 
 
-def acceptance(cells: Sequence[dict[str, Any]]) -> bytes | None:
+def acceptance(cells: Sequence[dict[str, Any]], title: str = "") -> bytes | None:
     """Unconditional acceptance with 95 % intervals, one panel a workload, temperature, concurrency.
 
     Of each arm the deepest n is drawn: its first positions are those of a smaller n.
@@ -51,10 +53,10 @@ def acceptance(cells: Sequence[dict[str, Any]]) -> bytes | None:
         axis.set_xticks(range(max(len(c["acceptance"]) for c in deepest.values())))
         _finish(axis, place, "draft position", "accepted drafts, %")
         axis.set_ylim(-3, 103)
-    return _png(plt, figure)
+    return _png(plt, figure, title)
 
 
-def speed(cells: Sequence[dict[str, Any]]) -> bytes | None:
+def speed(cells: Sequence[dict[str, Any]], title: str = "") -> bytes | None:
     """tok/s over n; the dashed line is no speculation. Refused arms are not in it."""
     places = _places(cells)
     if not places:
@@ -73,10 +75,10 @@ def speed(cells: Sequence[dict[str, Any]]) -> bytes | None:
         axis.set_xticks(sorted({c["n"] for c in found}))
         axis.set_ylim(bottom=0)
         _finish(axis, place, "drafted tokens a step (n)", "tok/s")
-    return _png(plt, figure)
+    return _png(plt, figure, title)
 
 
-def break_even(costs: Sequence[StepCost]) -> bytes | None:
+def break_even(costs: Sequence[StepCost], title: str = "") -> bytes | None:
     """Speedup over the conditional acceptance, one panel a concurrency, one line an n."""
     if not costs:
         return None
@@ -96,7 +98,7 @@ def break_even(costs: Sequence[StepCost]) -> bytes | None:
         axis.set_ylabel("speedup")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    return _png(plt, figure)
+    return _png(plt, figure, title)
 
 
 def _places(cells: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -132,7 +134,9 @@ def _finish(axis: Any, title: str, x: str, y: str) -> None:
     axis.legend(fontsize=8)
 
 
-def _png(plt: Any, figure: Any) -> bytes:
+def _png(plt: Any, figure: Any, title: str) -> bytes:
+    if title:
+        figure.suptitle(title, color="#d62728", fontsize=10)
     figure.tight_layout()
     target = io.BytesIO()
     # Without the version in the file, the same data give the same bytes.

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import stats, wording
+from benchmarks.cells import other_prompts
 from benchmarks.plots import draw_all
 from benchmarks.report_render import markdown, page
 from benchmarks.report_sections import sections
 from benchmarks.schema import RequestRow, Results, ResultsError, dumps, load
 from benchmarks.stats import StatsError
 from benchmarks.summary import summarise
+
+_Key = tuple[str, int, str, float, int]
 
 
 def write_report(results: Results, folder: Path) -> dict[str, Any]:
@@ -44,17 +48,28 @@ def write_report(results: Results, folder: Path) -> dict[str, Any]:
 def compare(a: Results, b: Results, names: tuple[str, str] = ("A", "B")) -> str:
     """B against A as Markdown: the same arm, n, workload, temperature and concurrency, by prompt.
 
-    Arms that were refused in either run have no speed in it. Two runs are not interleaved, so the
+    A prompt whose text is not the same in both runs is another prompt, whatever its id. Arms that
+    were refused in either run have neither speed nor acceptance in it, and degenerate answers of
+    the others are left out. Two runs are not interleaved, so the
     machine's state differs between them: the text says so.
     """
-    refused = {(r["arm"], r["n"]) for results in (a, b) for r in summarise(results)["refused"]}
+    summaries = summarise(a), summarise(b)
+    refused = {(r["arm"], r["n"]) for s in summaries for r in s["refused"]}
+    bad: dict[_Key, set[str]] = defaultdict(set)
+    for c in (c for s in summaries for c in s["cells"]):
+        bad[_key(c)] |= set(c["verdict"]["bad"])
+    others = {i for i in a.prompts if b.prompts.get(i, a.prompts[i]) != a.prompts[i]}
     left, right = _cells(a), _cells(b)
     out = [
         f"# {names[1]} against {names[0]}",
         "The runs were made one after the other, not interleaved: a ratio of speeds holds the "
         "machine's drift between them. Acceptance does not depend on that.",
     ]
+    if a.raw or b.raw:
+        out.append("RAW ENDPOINT in one of the runs: asked without a chat template.")
     out += [f"- {line}" for line in _unlike(a, b)]
+    if others:
+        out.append(f"{len(others)} prompts have the same id but another text: not compared.")
     common = [key for key in left if key in right]
     if not common:
         out.append("No arm, workload, temperature and concurrency is in both runs.")
@@ -62,7 +77,7 @@ def compare(a: Results, b: Results, names: tuple[str, str] = ("A", "B")) -> str:
         arm, n, workload, temperature, concurrency = key
         where = f"{arm}, n = {n}" if n else arm
         out.append(f"## {where}; {workload}, T = {temperature:g}, {concurrency} at once")
-        out += _compare_cell(left[key], right[key], (arm, n) in refused)
+        out += _compare_cell(left[key], right[key], (arm, n) in refused, others | bad[key])
     only = [k for k in (*left, *right) if (k in left) != (k in right)]
     if only:
         out.append(
@@ -71,10 +86,14 @@ def compare(a: Results, b: Results, names: tuple[str, str] = ("A", "B")) -> str:
     return "\n\n".join(out) + "\n"
 
 
-def _cells(results: Results) -> dict[tuple[str, int, str, float, int], dict[str, RequestRow]]:
+def _key(cell: dict[str, Any]) -> _Key:
+    return cell["arm"], cell["n"], cell["workload"], cell["temperature"], cell["concurrency"]
+
+
+def _cells(results: Results) -> dict[_Key, dict[str, RequestRow]]:
     """First row of each prompt in each cell; synthetic arms are left out."""
     synthetic = {(s.name, s.n) for s in results.arms if s.synthetic}
-    found: dict[tuple[str, int, str, float, int], dict[str, RequestRow]] = {}
+    found: dict[_Key, dict[str, RequestRow]] = {}
     for r in results.requests:
         if (r.arm, r.n) not in synthetic:
             key = (r.arm, r.n, r.workload, r.temperature, r.concurrency)
@@ -82,14 +101,21 @@ def _cells(results: Results) -> dict[tuple[str, int, str, float, int], dict[str,
     return found
 
 
-def _compare_cell(a: dict[str, RequestRow], b: dict[str, RequestRow], refused: bool) -> list[str]:
-    ids = sorted(set(a) & set(b))
+def _compare_cell(
+    a: dict[str, RequestRow], b: dict[str, RequestRow], refused: bool, without: set[str]
+) -> list[str]:
+    if refused:
+        return ["REFUSED in one of the runs (degenerate answers): nothing is compared."]
+    ids = sorted((set(a) & set(b)) - without)
     if len(ids) < 2:
         return ["No two prompts in common."]
     x, y = [a[i] for i in ids], [b[i] for i in ids]
     lines = []
-    if refused:
-        lines.append("REFUSED in one of the runs (degenerate answers): no speed is compared.")
+    if unlike := other_prompts(y, x):
+        lines.append(
+            f"NOT COMPARED in speed: {len(unlike)} of {len(ids)} prompts have another number of "
+            "tokens (another chat template or tokenizer)."
+        )
     else:
         try:
             seen = stats.rate_ratio(

@@ -92,7 +92,15 @@ def page(
 
 
 def _class(text: str) -> str:
-    bad = ("REFUSED", "RAW ENDPOINT", "Suspect", "DIFFER", "NOT explained")
+    bad = (
+        "REFUSED",
+        "RAW ENDPOINT",
+        "SUSPECT",
+        "DIFFER",
+        "NOT explained",
+        "NOT COMPARED",
+        "NOT THE SAME",
+    )
     return " class=bad" if any(word in text for word in bad) else ""
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.arm_verdict import MANY_CUT
 from benchmarks.schema import Results
 
 
@@ -60,12 +61,22 @@ def _verdicts(results: Results, summary: dict[str, Any]) -> Section:
             f"{c['label']} ({c['workload']}, T = {c['temperature']:g}, {c['concurrency']} at once)"
         )
         verdict = c["verdict"]
+        if c.get("other_prompts"):
+            lines.append(f"{where}: {c['speed_words']}")
+        if verdict["status"] == "ok" and verdict["cut_by_limit"] >= MANY_CUT * verdict["answers"]:
+            lines.append(
+                f"{where}: the token limit cut {verdict['cut_by_limit']} of {verdict['answers']} "
+                "answers; whether they end is not known. Raise --max-tokens to see."
+            )
+        answers = c.get("lossless") or c.get("distribution") or {}
+        if answers.get("changes_answers"):
+            lines.append(f"{where}: NOT THE SAME ANSWERS as without speculation. {answers['text']}")
         if verdict["status"] != "ok":
             lines.append(f"{where}: {verdict['text']}")
             code += [f"{where}, {e['prompt_id']}:\n{e['excerpt']}" for e in verdict["examples"]]
-    if not lines:
+    if not any(c["refused"] for c in summary["cells"]):
         lines.append(
-            f"All arms passed: in none were more than 2 % of the answers degenerate "
+            "All arms passed the text checks: in none were more than 2 % of the answers degenerate "
             f"({sum(c['requests'] for c in summary['cells'])} answers read)."
         )
     return Section("Can these numbers be believed?", tuple(lines), code=tuple(code))
@@ -79,6 +90,8 @@ def _speed(summary: dict[str, Any]) -> Section:
                 Cell(c["label"]), Cell(c["workload"]), Cell(f"{c['temperature']:g}"),
                 Cell(str(c["concurrency"])), Cell(str(c["prompts"])),
                 _number(c.get("tokens_per_s"), f"cells.{k}.tokens_per_s", ".1f", c["refused"]),
+                _number(c.get("tokens_per_s_per_request"), f"cells.{k}.tokens_per_s_per_request",
+                        ".1f", c["refused"]),
                 *_interval(c.get("speedup"), f"cells.{k}.speedup", ".2f", c["refused"]),
                 _number(c.get("ttft_s"), f"cells.{k}.ttft_s", ".3f"),
                 _number(c.get("itl_s"), f"cells.{k}.itl_s", ".4f"),
@@ -91,24 +104,38 @@ def _speed(summary: dict[str, Any]) -> Section:
             )
     return Section(
         "Speed",
-        ("Ratios are to no speculation, paired by prompt, with 95 % intervals.",),
-        ("arm", "workload", "T", "at once", "prompts", "tok/s", "ratio", "low", "high",
-         "first token, s", "between tokens, s"),
+        (
+            "Ratios are to no speculation, paired by prompt, with 95 % intervals."
+            + _of_many(len(words)),
+        ),
+        ("arm", "workload", "T", "at once", "prompts", "tok/s", "of a prompt", "ratio", "low",
+         "high", "first token, s", "between tokens, s"),
         tuple(rows),
         "tokens_per_s.png",
         tuple(words),
     )  # fmt: skip
 
 
+def _of_many(intervals: int) -> str:
+    """What many intervals do to the surest of them."""
+    if intervals < 10:
+        return ""
+    return (
+        f" There are {intervals}: about {intervals / 20:.0f} of such intervals miss the truth by "
+        "chance, so look for what holds in neighbouring lines."
+    )
+
+
 def _acceptance(summary: dict[str, Any]) -> Section:
     rows = []
     for k, c in enumerate(summary["cells"]):
+        label = c["label"] + (" (REFUSED: degenerate text)" if c["refused"] else "")
         for position, seen in enumerate(c.get("acceptance", ())):
             path = f"cells.{k}.acceptance.{position}"
             conditional = c["conditional"][position] or {}
             rows.append(
                 (
-                    Cell(c["label"]), Cell(c["workload"]), Cell(f"{c['temperature']:g}"),
+                    Cell(label), Cell(c["workload"]), Cell(f"{c['temperature']:g}"),
                     Cell(str(c["concurrency"])), Cell(str(position)),
                     *_interval(seen, path, ".3f"),
                     _number(conditional.get("value"), f"cells.{k}.conditional.{position}.value",
@@ -215,11 +242,11 @@ def _made_with(results: Results) -> Section:
         f"{made.get('cores')} cores. Versions: {versions}. Commit: {made.get('commit')}.",
         f"Settings: {results.settings}. Schema version {results.schema_version}.",
     ]
-    lines += [
-        f"{a.key}{' (experimental)' if a.experimental else ''}: {a.speculative_config or 'plain'}"
-        + (f", flags {' '.join(a.server_flags)}" if a.server_flags else "")
-        for a in results.arms
-    ]
+    for a in results.arms:
+        where = f" on {a.body}" if a.body else ""
+        flags = f", flags {' '.join(a.server_flags)}" if a.server_flags else ""
+        doubt = " (experimental)" if a.experimental else ""
+        lines.append(f"{a.key}{where}{doubt}: {a.speculative_config or 'plain'}{flags}")
     return Section("Made with", tuple(lines))
 
 

@@ -8,24 +8,22 @@ does not end the bench: its arm is reported with the reason.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import Arm
 from benchmarks.asking import Cell, answer
+from benchmarks.bench_setup import Setup
+from benchmarks.blocks import Asked, BlockFolder
 from benchmarks.client import BenchError, Client
-from benchmarks.prompts import WorkloadPrompt
 from benchmarks.schedule import Visit, share, visits
-from benchmarks.schema import RequestRow, Results, row_of
+from benchmarks.schema import RequestRow, Results
+from benchmarks.served import check_work, counters, served
 from recipes import environment
-from recipes.run_folder import digest, write_atomically
 from recipes.servers import ServerPool
-from recipes.vllm import probes
 from recipes.vllm_server import Endpoint, ServerError, ServerSpec, attach
 
 # Tokens of the untimed answer that a server gives first: it pays for lazy initialisation, and
@@ -33,76 +31,6 @@ from recipes.vllm_server import Endpoint, ServerError, ServerSpec, attach
 _WARM_UP_TOKENS = 8
 
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a bench measures.
-
-    Attributes:
-        body: its name or folder, for the report.
-        concurrencies: requests at once.
-        blocks: shares of the prompts between which arms take turns.
-        max_tokens: longest answer.
-        raw: bare text without a chat template; every output says so.
-        request: merged into every request.
-        identity: digests of what lies behind the names (weights in folders); a rerun continues only
-            if they are the same.
-    """
-
-    body: str
-    arms: tuple[Arm, ...]
-    prompts: tuple[WorkloadPrompt, ...]
-    temperatures: tuple[float, ...] = (0.0, 0.7)
-    concurrencies: tuple[int, ...] = (1,)
-    blocks: int = 4
-    max_tokens: int = 256
-    seed: int = 0
-    raw: bool = False
-    timeout_s: float = 600.0
-    request: Mapping[str, Any] = field(default_factory=dict)
-    identity: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def workloads(self) -> dict[str, list[WorkloadPrompt]]:
-        """The prompts by workload."""
-        found: dict[str, list[WorkloadPrompt]] = {}
-        for p in self.prompts:
-            found.setdefault(p.kind, []).append(p)
-        return found
-
-    @property
-    def requests(self) -> int:
-        """Timed requests of the whole bench."""
-        cells = len(self.temperatures) * len(self.concurrencies)
-        return len(self.arms) * len(self.prompts) * cells
-
-    def settings(self) -> dict[str, Any]:
-        """How it was asked, for the report."""
-        return {
-            "prompts": {name: len(found) for name, found in self.workloads.items()},
-            "temperatures": list(self.temperatures),
-            "concurrencies": list(self.concurrencies),
-            "blocks": self.blocks,
-            "max_tokens": self.max_tokens,
-            "seed": self.seed,
-            "raw": self.raw,
-            "request": dict(self.request),
-            "server": self._server_settings(),
-        }
-
-    def _server_settings(self) -> dict[str, Any]:
-        """What all servers of ours have in common, drafters and an arm's own flags aside."""
-        first = next((a.server for a in self.arms if a.server is not None and not a.spec.n), None)
-        names = ("dtype", "max_model_len", "max_num_seqs", "gpu_memory_utilization",
-                 "cpu_threads", "enforce_eager", "extra_args")  # fmt: skip
-        return {} if first is None else {name: getattr(first, name) for name in names}
-
-    def fingerprint(self) -> str:
-        """Two setups with the same one measure the same."""
-        arms = [(asdict(a.spec), a.endpoint) for a in self.arms]
-        prompts = [asdict(p) for p in self.prompts]
-        return digest([self.body, self.settings(), arms, prompts, dict(self.identity)])
 
 
 class Bench:
@@ -124,6 +52,10 @@ class Bench:
         progress: Progress | None = None,
     ) -> None:
         self.setup, self.folder = setup, folder
+        self._blocks = BlockFolder(folder)
+        self._made_with: dict[str, Any] = {}
+        # Nothing that an earlier bench asked of a user's server may be found in its prefix cache.
+        self._salt = f"{time.time_ns():x}"
         self.pool, self.together = pool, together
         self._progress = progress or _silent
         self.refused: dict[int, str] = {}
@@ -134,9 +66,14 @@ class Bench:
         """Measure what is not measured yet. Servers that it started `together` stay up.
 
         Raises:
-            BenchError: the folder holds another bench, or no arm could be measured.
+            BenchError: the folder holds another bench, two arms claim to be the base of one body,
+                or no arm could be measured.
         """
-        self._claim_folder()
+        fingerprint = self.setup.fingerprint()
+        endpoints = self._identify()
+        self._check_bases()
+        self._made_with = environment.describe()
+        self._blocks.claim(fingerprint, self.setup.settings(), self._made_with, endpoints)
         everything = visits(len(self.setup.arms), self.setup.blocks)
         missing = [v for v in everything if not self._load(v)]
         if self.together:
@@ -160,7 +97,7 @@ class Bench:
         """The server of an arm, ready; stopped after the block unless it is kept."""
         found = self.setup.arms[arm]
         if found.server is None:
-            spec = ServerSpec(found.spec.name, served_model(found.endpoint))
+            spec = ServerSpec(found.spec.name, served(found.endpoint).model)
             yield attach(found.endpoint, spec)
             return
         with self.pool.lease(found.server, keep=keep) as end:
@@ -177,41 +114,60 @@ class Bench:
         self, visit: Visit, temperature: float, concurrency: int, by_request: bool = True
     ) -> Cell:
         """What the requests of one measurement share."""
+        arm = self.setup.arms[visit.arm].spec
+        # A server may be kept from one block to the next, or not: none finds another's prefixes.
+        salt = f"{self._salt} {arm.key} {visit.block}"
         return Cell(
-            self.setup.arms[visit.arm].spec, temperature, concurrency, visit.block,
-            self.setup.max_tokens, self.setup.seed, by_request,
+            arm, temperature, concurrency, visit.block, self.setup.max_tokens, self.setup.seed,
+            by_request, salt,
         )  # fmt: skip
 
-    def _claim_folder(self) -> None:
-        record = self.folder / "setup.json"
-        mine = {"fingerprint": self.setup.fingerprint(), "settings": self.setup.settings()}
-        try:
-            found = json.loads(record.read_text("utf-8"))
-        except FileNotFoundError:
-            write_atomically(record, json.dumps(mine, indent=1, ensure_ascii=False) + "\n")
-            return
-        except (OSError, ValueError) as e:
-            raise BenchError(f"{record} cannot be read ({e}); give another folder.") from None
-        if found.get("fingerprint") != mine["fingerprint"]:
-            raise BenchError(
-                f"{self.folder} holds a bench with other arms, prompts, weights or settings than "
-                "this one; give another --out, or remove that folder."
-            )
+    def _identify(self) -> dict[str, str]:
+        """Asks the user's servers what they serve, which becomes their arms' body."""
+        arms, found = list(self.setup.arms), {}
+        for k, arm in enumerate(arms):
+            if arm.server is not None:
+                continue
+            try:
+                there = served(arm.endpoint)
+            except ServerError as e:
+                self._refuse(k, e)
+                continue
+            arms[k] = replace(arm, spec=replace(arm.spec, body=there.root))
+            found[arm.spec.key] = there.words()
+        self.setup = replace(self.setup, arms=tuple(arms))
+        return found
 
-    def _block_file(self, visit: Visit) -> Path:
-        return self.folder / "blocks" / f"{visit.name}.json"
+    def _check_bases(self) -> None:
+        bases: dict[Any, str] = {}
+        for k, arm in enumerate(self.setup.arms):
+            if arm.spec.n == 0 and k not in self.refused:
+                other = bases.setdefault(arm.spec.like, arm.spec.name)
+                if other != arm.spec.name:
+                    raise BenchError(
+                        f"{other!r} and {arm.spec.name!r} are both without speculation on the same "
+                        "body: which of them the others are compared with is not known; leave one "
+                        "out."
+                    )
 
     def _load(self, visit: Visit) -> bool:
-        try:
-            rows = json.loads(self._block_file(visit).read_text("utf-8"))
-        except (OSError, ValueError):
-            return False
-        self._keep(visit, [row_of(r) for r in rows])
-        return True
+        rows = self._blocks.load(visit, self._expected(visit))
+        if rows is not None:
+            self._keep(visit, rows)
+        return rows is not None
+
+    def _expected(self, visit: Visit) -> list[Asked]:
+        setup = self.setup
+        return [
+            (p.id, temperature, concurrency)
+            for concurrency in setup.concurrencies
+            for temperature in setup.temperatures
+            for prompts in setup.workloads.values()
+            for p in share(prompts, visit.block, setup.blocks, concurrency)
+        ]
 
     def _save(self, visit: Visit, rows: list[RequestRow]) -> None:
-        text = json.dumps([asdict(r) for r in rows], ensure_ascii=False)
-        write_atomically(self._block_file(visit), text + "\n")
+        self._blocks.save(visit, rows)
         self._keep(visit, rows)
 
     def _keep(self, visit: Visit, rows: list[RequestRow]) -> None:
@@ -257,6 +213,7 @@ class Bench:
         setup = self.setup
         arm = setup.arms[visit.arm].spec
         rows: list[RequestRow] = []
+        before = counters(end.base_url)
         with self.client(end) as client:
             warm = client.ask(setup.prompts[0].messages, "the first, untimed prompt",
                               temperature=0.0, max_tokens=_WARM_UP_TOKENS)  # fmt: skip
@@ -271,6 +228,7 @@ class Bench:
                         )
                         tell = partial(self._say, line, len(rows))
                         rows += answer(client, cell, asked, tell)
+        check_work(arm, before, counters(end.base_url), rows, warm.completion_tokens)
         if arm.n and rows and _could_count(rows) and not any(r.drafts for r in rows):
             raise BenchError(
                 f"{arm.n} drafted tokens a step were asked for, but the server counts no draft; "
@@ -289,7 +247,7 @@ class Bench:
             created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             endpoint="raw" if setup.raw else "chat",
             body=setup.body,
-            made_with=environment.describe(),
+            made_with=self._made_with,
             settings=setup.settings(),
             arms=arms,
             requests=tuple(row for visit in order for row in self._done[visit]),
@@ -304,19 +262,6 @@ def _could_count(rows: list[RequestRow]) -> bool:
     """
     by_request = any(r.counted_by == "request" for r in rows)
     return not by_request and any(r.concurrency == 1 for r in rows)
-
-
-def served_model(url: str) -> str:
-    """The name of the model that a user's server serves.
-
-    Raises:
-        ServerError: it does not answer.
-    """
-    base_url = url.rstrip("/").removesuffix("/v1")
-    with probes.client_for(base_url) as client:
-        if not probes.healthy(client):
-            raise ServerError(f"No vLLM server answers at {base_url}; start it, or leave it out.")
-        return str(client.get("/v1/models").json()["data"][0]["id"])
 
 
 def _silent(_line: str, _share: float) -> None:

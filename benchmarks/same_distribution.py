@@ -21,7 +21,10 @@ from benchmarks.stats import StatsError
 from benchmarks.text_measures import compressed_share, units
 
 LEVEL = 0.05
-SWAPS = 2000
+# A bench makes many of these tests, so one at LEVEL is reported and no more; below this adjusted p
+# an arm is not recommended.
+SURE = 0.002
+SWAPS = 4000
 # Most frequent units whose shares are compared; rarer ones add noise and no power.
 _COMMON = 200
 
@@ -48,6 +51,11 @@ class DistributionTest:
     def differs(self) -> bool:
         return any(t.p_adjusted < LEVEL for t in self.tests)
 
+    @property
+    def changes_answers(self) -> bool:
+        """Whether the difference is too sure to recommend the arm."""
+        return any(t.p_adjusted < SURE for t in self.tests)
+
     def text(self) -> str:
         if self.differs:
             which = ", ".join(
@@ -63,7 +71,12 @@ class DistributionTest:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "differs": self.differs, "text": self.text()}
+        return {
+            **asdict(self),
+            "differs": self.differs,
+            "changes_answers": self.changes_answers,
+            "text": self.text(),
+        }
 
 
 def compare_distributions(

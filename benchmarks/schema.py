@@ -2,13 +2,15 @@
 
 The raw rows are the result; `summary` is computed from them by `benchmarks.summary` and stored
 beside them for readers that do not want to compute. A file of a newer schema is refused; a change
-of meaning raises `SCHEMA_VERSION`.
+of meaning raises `SCHEMA_VERSION`. `digest` is there to catch an edit or a merge gone wrong, not a
+forger.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,7 @@ def dumps(results: Results, summary: dict[str, Any] | None = None) -> str:
     """The text of results.json, with the summary if there is one."""
     row = asdict(results)
     row["costs"] = [c.to_json() for c in results.costs]
+    row["digest"] = _digest(row)
     if summary is not None:
         row["summary"] = summary
     return json.dumps(row, ensure_ascii=False, indent=1) + "\n"
@@ -132,7 +135,20 @@ def load(path: Path) -> Results:
         raise ResultsError(f"Cannot read the results {path}: {e.strerror}.") from None
     except ValueError:
         raise ResultsError(f"{path} is not valid JSON; was the bench stopped in writing?") from None
-    return from_json(row, str(path))
+    results = from_json(row, str(path))
+    if row.get("digest", _digest(row)) != _digest(row):
+        raise ResultsError(
+            f"{path} is not as the bench wrote it: something in it was changed and its digest was "
+            "not. Take the file that the bench wrote."
+        )
+    return results
+
+
+def _digest(row: Mapping[str, Any]) -> str:
+    """Of everything but the summary, which is computed anew, and the digest itself."""
+    kept = {k: v for k, v in row.items() if k not in ("digest", "summary")}
+    text = json.dumps(kept, ensure_ascii=False, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def from_json(row: Any, where: str = "results") -> Results:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import Arm
+from benchmarks.bench_setup import Setup
 from benchmarks.break_even import StepCost
 from benchmarks.client import BenchError
 from benchmarks.costs import probe_verify, step_costs
 from benchmarks.near_ties import diverging, with_gaps
 from benchmarks.report import write_report
-from benchmarks.runner import Bench, Progress, Setup
+from benchmarks.runner import Bench, Progress
 from benchmarks.schedule import Visit
 from benchmarks.schema import Results
 from recipes.servers import ServerPool

@@ -2,48 +2,28 @@
 
 Every number of a report comes from here, so that the pages and results.json cannot disagree. A cell
 whose arm is refused keeps its counts and its verdict but has no tok/s ratio: there is nothing else
-for a renderer to print.
+for a renderer to print. Numbers of an arm that passed rest on the answers that passed.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Collection, Iterable, Sequence
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-from benchmarks import losslessness, same_distribution, stats, wording
+from benchmarks import stats
+from benchmarks.against_base import against
 from benchmarks.arm_verdict import ArmVerdict, check_arm
+from benchmarks.cells import ByPrompt, CellKey, accepted_by_position, tokens_per_second
 from benchmarks.choose import Measured, as_flag, choose_all, speculative_config
+from benchmarks.drafter_pairs import pairs
 from benchmarks.schema import RequestRow, Results, ResultsError
 from benchmarks.stats import Interval
 from benchmarks.text_checks import COMPRESSION_NORMS
 
 NORM_OF = {"english": "english", "chat": "english", "podcast": "english", "image": "english",
            "chinese": "chinese", "code": "code"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class CellKey:
-    """What makes rows comparable; `base` is the same cell without speculation."""
-
-    arm: str
-    n: int
-    workload: str
-    temperature: float
-    concurrency: int
-
-    @property
-    def place(self) -> tuple[str, float, int]:
-        return self.workload, self.temperature, self.concurrency
-
-    @property
-    def label(self) -> str:
-        return f"{self.arm}, n = {self.n}" if self.n else self.arm
 
 
 def summarise(results: Results) -> dict[str, Any]:
@@ -57,35 +37,32 @@ def summarise(results: Results) -> dict[str, Any]:
         raise ResultsError("These results hold no requests; the bench measured nothing.")
     cells: dict[CellKey, list[RequestRow]] = defaultdict(list)
     for r in rows:
-        cells[CellKey(r.arm, r.n, r.workload, r.temperature, r.concurrency)].append(r)
-    like = {(a.name, a.n): a.like for a in results.arms}
-    bases = {
-        (key.place, like[key.arm, 0]): (key, found) for key, found in cells.items() if key.n == 0
-    }
+        cells[CellKey.of(r)].append(r)
     verdicts = {key: _verdict(results, found) for key, found in cells.items()}
     # An arm is one server: text that broke on one workload spoils its speed on all of them.
     refused = {(k.arm, k.n) for k, v in verdicts.items() if v.refused}
-    out, measured = [], []
+    like = {(a.name, a.n): a.like for a in results.arms}
+    bases = {(k.place, like[k.arm, 0]): k for k in cells if k.n == 0}
+    failed = {(a.name, a.n): a.server_refused for a in results.arms if a.server_refused}
+    out: list[dict[str, Any]] = []
+    measured: list[tuple[CellKey, Measured]] = []
     for key, found in cells.items():
-        base = bases.get((key.place, like[key.arm, key.n]))
-        cell = _cell(key, found, verdicts[key])
-        cell["refused"] = (key.arm, key.n) in refused
-        if cell["refused"]:
-            # A reader divides what is printed, so a refused arm has no speed of any kind.
-            cell |= dict.fromkeys(("tokens_per_s", "tokens_per_s_per_request", "itl_s"))
-        if base is not None and key.n > 0:
-            base_refused = (base[0].arm, 0) in refused
-            cell |= _against(key, found, base[1], cell["refused"] or base_refused)
-            if base_refused and not cell["refused"]:
-                cell["speed_words"] = f"{key.label}: no speedup, its base {base[0].arm} is refused."
-        if cell.get("speedup") is not None or (key.n > 0 and cell["refused"]):
-            seen = cell.get("speedup")
-            interval = Interval.from_json(seen) if seen else Interval(0, 0, 0, 0, len(found))
-            measured.append(
-                (key, Measured(key.arm, key.n, key.workload, key.concurrency, interval,
-                               cell["refused"]))
+        arm = key.arm, key.n
+        cell = _cell(key, found, verdicts[key], arm in refused)
+        if key.n > 0:
+            base = bases.get((key.place, like[arm]))
+            cell |= against(
+                key, found, base, cells.get(base, ()) if base else (), cell["refused"],
+                base is not None and (base.arm, 0) in refused,
+                {*verdicts[key].bad, *(verdicts[base].bad if base else ())},
             )  # fmt: skip
+            cell["barred"] = _barred(cell, verdicts[key], failed.get(arm))
+            if verdicts[key].status == "suspect" and "speed_words" in cell:
+                cell["speed_words"] += " SUSPECT: its acceptance looks like that of a loop."
+            measured += _measured(key, cell, len(found))
         out.append(cell)
+    usable = {k: [r for r in found if r.prompt_id not in verdicts[k].bad]
+              for k, found in cells.items()}  # fmt: skip
     return {
         "endpoint": results.endpoint,
         "cells": out,
@@ -94,9 +71,9 @@ def summarise(results: Results) -> dict[str, Any]:
             {"arm": a.name, "n": a.n, "why": a.server_refused}
             for a in results.arms if a.server_refused
         ],
-        "pairs": pairs(cells),
+        "pairs": pairs(usable, refused),
         "choices": _choices(results, measured),
-        "costs": [c.to_json() for c in results.costs],
+        "costs": _costs(results, refused),
     }  # fmt: skip
 
 
@@ -109,156 +86,75 @@ def _verdict(results: Results, rows: Sequence[RequestRow]) -> ArmVerdict:
     norm = COMPRESSION_NORMS.get(NORM_OF.get(rows[0].workload, ""))
     return check_arm(
         rows,
-        [a / drafts for a in _accepted(rows)] if drafts else None,
+        [a / drafts for a in accepted_by_position(rows)] if drafts else None,
         prompts=results.prompts,
         norms={r.prompt_id: norm for r in rows} if norm is not None else None,
         raw=results.raw,
     )
 
 
-def _accepted(rows: Sequence[RequestRow]) -> list[int]:
-    positions = max((len(r.accepted) for r in rows), default=0)
-    return [sum(r.accepted[k] if k < len(r.accepted) else 0 for r in rows)
-            for k in range(positions)]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _ByPrompt:
-    """Sums over the repeats of each prompt, in the order of the ids."""
-
-    ids: list[str]
-    tokens: list[int]
-    seconds: list[float]
-    drafts: list[int]
-    accepted: list[list[int]]
-
-    @classmethod
-    def of(cls, rows: Sequence[RequestRow], ids: Iterable[str] | None = None) -> _ByPrompt:
-        groups: dict[str, list[RequestRow]] = defaultdict(list)
-        for r in rows:
-            groups[r.prompt_id].append(r)
-        chosen = sorted(groups if ids is None else ids)
-        positions = max((len(r.accepted) for r in rows), default=0)
-        return cls(
-            ids=chosen,
-            tokens=[sum(r.completion_tokens for r in groups[i]) for i in chosen],
-            seconds=[sum(r.seconds for r in groups[i]) for i in chosen],
-            drafts=[sum(r.drafts for r in groups[i]) for i in chosen],
-            accepted=[
-                [sum(r.accepted[k] for r in groups[i] if k < len(r.accepted))
-                 for k in range(positions)]
-                for i in chosen
-            ],
-        )  # fmt: skip
-
-
-def _cell(key: CellKey, rows: Sequence[RequestRow], verdict: ArmVerdict) -> dict[str, Any]:
-    by = _ByPrompt.of(rows)
-    tokens = sum(r.completion_tokens for r in rows)
+def _cell(
+    key: CellKey, rows: Sequence[RequestRow], verdict: ArmVerdict, refused: bool
+) -> dict[str, Any]:
+    # A refused arm shows its inflated acceptance, marked; one that passed shows none of it.
+    bad = () if refused else verdict.bad
+    kept = [r for r in rows if r.prompt_id not in bad]
     cell: dict[str, Any] = {
         "arm": key.arm, "n": key.n, "workload": key.workload, "temperature": key.temperature,
-        "concurrency": key.concurrency, "label": key.label,
-        "prompts": len(by.ids), "requests": len(rows), "tokens": tokens,
+        "concurrency": key.concurrency, "label": key.label, "refused": refused,
+        "prompts": len({r.prompt_id for r in rows}), "requests": len(rows),
+        "left_out": len(rows) - len(kept), "tokens": sum(r.completion_tokens for r in rows),
         "verdict": verdict.to_json(),
-        "tokens_per_s": tokens / _wall(rows),
-        "tokens_per_s_per_request": median(r.completion_tokens / r.seconds for r in rows),
-        "ttft_s": _median(r.ttft_s for r in rows),
-        "itl_s": _median(r.itl_s for r in rows),
+        "tokens_per_s": tokens_per_second(rows, bad),
+        "tokens_per_s_per_request": _median(r.completion_tokens / r.seconds for r in kept),
+        "ttft_s": _median(r.ttft_s for r in kept),
+        "itl_s": _median(r.itl_s for r in kept),
     }  # fmt: skip
+    if refused:
+        # A reader divides what is printed, so a refused arm has no speed of any kind.
+        cell |= dict.fromkeys(("tokens_per_s", "tokens_per_s_per_request", "itl_s"))
+    by = ByPrompt.of(kept)
     # Per-prompt counts only make sense where each request's own were kept.
-    if by.accepted and by.accepted[0] and sum(by.drafts) > 0:
-        drafted = [k for k, d in enumerate(by.drafts) if d > 0]
+    drafted = [k for k, d in enumerate(by.drafts) if d > 0]
+    if len(drafted) >= 2 and by.accepted[0]:
         drafts = [by.drafts[k] for k in drafted]
         accepted = [by.accepted[k] for k in drafted]
-        if len(drafts) >= 2:
-            cell["acceptance"] = [i.to_json() for i in stats.acceptance(drafts, accepted)]
-            cell["conditional"] = [
-                _no_nan(i) for i in stats.conditional_acceptance(drafts, accepted)
-            ]
-            cell["tokens_per_step"] = stats.accepted_length(drafts, accepted).to_json()
+        cell["acceptance"] = [i.to_json() for i in stats.acceptance(drafts, accepted)]
+        cell["conditional"] = [_no_nan(i) for i in stats.conditional_acceptance(drafts, accepted)]
+        cell["tokens_per_step"] = stats.accepted_length(drafts, accepted).to_json()
     return cell
 
 
-def _against(
-    key: CellKey, rows: Sequence[RequestRow], base_rows: Sequence[RequestRow], refused: bool
-) -> dict[str, Any]:
-    """The comparison with no speculation, on the prompts that both answered."""
-    common = sorted({r.prompt_id for r in rows} & {r.prompt_id for r in base_rows})
-    if len(common) < 2:
-        return {"speed_words": f"{key.label}: no prompt in common with no speculation."}
-    more: dict[str, Any] = {}
-    if refused:
-        more["speed_words"] = f"{key.label}: REFUSED, degenerate answers; no speedup is reported."
-    else:
-        mine, base = _ByPrompt.of(rows, common), _ByPrompt.of(base_rows, common)
-        seen = stats.rate_ratio(
-            np.maximum(mine.tokens, 1), mine.seconds, np.maximum(base.tokens, 1), base.seconds
-        )
-        more["speedup"] = seen.to_json()
-        more["speed_words"] = wording.describe_ratio(key.label, seen)
-    first = {r.prompt_id: r for r in reversed(rows)}
-    plain = {r.prompt_id: r for r in reversed(base_rows)}
-    if key.temperature == 0:
-        more["lossless"] = _lossless(common, first, plain)
-    elif len(common) >= stats.FEWEST_PROMPTS:
-        more["distribution"] = same_distribution.compare_distributions(
-            [first[i].text for i in common], [plain[i].text for i in common],
-            [first[i].completion_tokens for i in common],
-            [plain[i].completion_tokens for i in common],
-        ).to_json()  # fmt: skip
-    return more
+def _barred(cell: dict[str, Any], verdict: ArmVerdict, failed: str | None) -> str:
+    """Why nobody should serve with this arm whatever its speed, "" if nothing is known."""
+    answers = cell.get("lossless") or cell.get("distribution") or {}
+    if cell["refused"]:
+        return "degenerate text"
+    if cell.get("other_prompts"):
+        return "it was given other prompts"
+    if answers.get("changes_answers"):
+        return "its answers are not those without speculation"
+    if failed:
+        return "its server failed"
+    return "its acceptance looks like a loop" if verdict.status == "suspect" else ""
 
 
-def _lossless(
-    common: Sequence[str], mine: dict[str, RequestRow], base: dict[str, RequestRow]
-) -> dict[str, Any]:
-    if all(r.token_ids is not None for i in common for r in (mine[i], base[i])):
-        return losslessness.compare_arm(
-            {i: base[i].token_ids or () for i in common},
-            {i: mine[i].token_ids or () for i in common},
-            {i: base[i].gaps or () for i in common},
-        ).to_json()
-    return losslessness.compare_arm(
-        {i: base[i].text for i in common}, {i: mine[i].text for i in common}
-    ).to_json()
+def _measured(
+    key: CellKey, cell: dict[str, Any], prompts: int
+) -> Iterable[tuple[CellKey, Measured]]:
+    seen, barred = cell.get("speedup"), cell["barred"]
+    if seen is not None or barred:
+        interval = Interval.from_json(seen) if seen else Interval(0, 0, 0, 0, prompts)
+        yield key, Measured(key.arm, key.n, key.workload, key.concurrency, interval, barred)
 
 
-def pairs(cells: Mapping[CellKey, Sequence[RequestRow]]) -> list[dict[str, Any]]:
-    """Drafters against each other on the same prompts, each at the greatest n that both have.
-
-    A pair may differ in body or flags: what is compared is acceptance, by prompt.
-    """
-    found = []
-    names = list(dict.fromkeys(k.arm for k in cells if k.n > 0))
-    for a, b in combinations(names, 2):
-        for place in dict.fromkeys(k.place for k in cells):
-            depths = [{k.n for k in cells if k.arm == arm and k.place == place and k.n > 0}
-                      for arm in (a, b)]  # fmt: skip
-            n = max(depths[0] & depths[1], default=0)
-            if n:
-                found += _pair(CellKey(a, n, *place), CellKey(b, n, *place), cells)
-    return found
-
-
-def _pair(
-    a: CellKey, b: CellKey, cells: Mapping[CellKey, Sequence[RequestRow]]
-) -> list[dict[str, Any]]:
-    drafted = [{r.prompt_id for r in cells[k] if r.drafts > 0} for k in (a, b)]
-    common = sorted(drafted[0] & drafted[1])
-    if len(common) < 2:
-        return []
-    x, y = (_ByPrompt.of([r for r in cells[k] if r.prompt_id in common], common) for k in (a, b))
-    differences = stats.acceptance_difference(y.drafts, y.accepted, x.drafts, x.accepted)
-    length = stats.length_difference(y.drafts, y.accepted, x.drafts, x.accepted)
-    where = f"{b.label} minus {a.label}"
+def _costs(results: Results, refused: Collection[tuple[str, int]]) -> list[dict[str, Any]]:
+    """Of arms that are not refused, nor their base: acceptance over a step's cost is a speed."""
+    like = {(a.name, a.n): a.like for a in results.arms}
+    spoilt = {like[arm] for arm in refused if arm[1] == 0}
     return [
-        {
-            "arm": b.arm, "against": a.arm, "n": a.n, "workload": a.workload,
-            "temperature": a.temperature, "concurrency": a.concurrency,
-            "acceptance": [d.to_json() for d in differences], "tokens_per_step": length.to_json(),
-            "words": [wording.describe_difference(f"{where}, position {k}", d)
-                      for k, d in enumerate(differences)],
-        }
+        c.to_json() for c in results.costs
+        if (c.arm, c.n) not in refused and like.get((c.arm, c.n)) not in spoilt
     ]  # fmt: skip
 
 
@@ -280,17 +176,6 @@ def _choices(
                 }
             )  # fmt: skip
     return found
-
-
-def _wall(rows: Sequence[RequestRow]) -> float:
-    """Seconds in which the rows were answered: per block from its first start to its last end."""
-    blocks: dict[int, list[RequestRow]] = defaultdict(list)
-    for r in rows:
-        blocks[r.block].append(r)
-    return sum(
-        max(r.started_s + r.seconds for r in b) - min(r.started_s for r in b)
-        for b in blocks.values()
-    )
 
 
 def _median(values: Iterable[float | None]) -> float | None:

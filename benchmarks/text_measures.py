@@ -24,6 +24,13 @@ _HAN = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _UNIT = re.compile(rf"[{_HAN}]|[^\W{_HAN}]+(?:['\u2019][^\W_]+)*|([^\w\s])\1*")
 # A longer "word" is base64, a hash, or text without spaces: there the characters are the units.
 _LONGEST_WORD = 40
+_LONG_RUN = re.compile(r"(.)\1{4,}", re.DOTALL)
+_BLANK = re.compile(r"\s{2,}")
+# Invisible joiners and variation selectors: a heart with one of them is a heart.
+_SELECTOR = re.compile("[\u200d\ufe00-\ufe0f]")
+_INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff\ufe00-\ufe0f]")
+# Pictures that stand for words; box drawing, squares and stars make boards and ratings instead.
+_PICTURE = re.compile("[\U0001f300-\U0001f64f\U0001f680-\U0001f6ff\U0001f900-\U0001faff]")
 _NUMBER = re.compile(r"\d+(?:st|nd|rd|th)?|[一二三四五六七八九十百]")
 
 
@@ -50,7 +57,7 @@ class Loop:
 def units(text: str) -> list[str]:
     """The text cut into words, Chinese characters and punctuation runs; whitespace is dropped."""
     found: list[str] = []
-    for match in _UNIT.finditer(text):
+    for match in _UNIT.finditer(_INVISIBLE.sub("", text)):
         unit = match.group()
         if len(unit) > _LONGEST_WORD and unit[0].isalnum():
             found.extend(unit)
@@ -62,8 +69,8 @@ def units(text: str) -> list[str]:
 
 @lru_cache(maxsize=65536)
 def is_word(unit: str) -> bool:
-    """Whether a unit holds a letter of any script (numbers and punctuation do not)."""
-    return any(c.isalpha() for c in unit)
+    """Whether a unit holds a letter of any script or an emoji (numbers and marks do not)."""
+    return any(c.isalpha() for c in unit) or bool(_PICTURE.match(unit))
 
 
 def loops(cut: Sequence[str], shortest: int) -> Iterator[Loop]:
@@ -151,6 +158,25 @@ def _has_word(gram: Sequence[str]) -> bool:
     return any(is_word(u) for u in gram)
 
 
+def copied_share(cut: Sequence[str], length: int, words: int = 0) -> float:
+    """Share of the units that stand in a passage of `length` units or more that came before.
+
+    A passage counts if it has `words` different words (empty boards do not). Unlike
+    `repeated_ngrams` it looks at the whole text, so that a passage longer than that one's window,
+    or one with other words between its copies, is seen.
+    """
+    seen: dict[int, int] = {}
+    copied = np.zeros(len(cut), dtype=bool)
+    for k in range(len(cut) - length + 1):
+        passage = cut[k : k + length]
+        # Only a copy that begins after the first one has ended: a short loop is not a passage.
+        if seen.setdefault(hash(tuple(passage)), k) + length > k:
+            continue
+        if not words or len({u for u in passage if is_word(u)}) >= words:
+            copied[k : k + length] = True
+    return float(copied.mean()) if len(cut) else 0.0
+
+
 def distinct_share(cut: Sequence[str], window: int = 200) -> float:
     """Smallest share of different words in any full window of words; 1 for shorter texts."""
     words = [u for u in cut if is_word(u)]
@@ -165,7 +191,8 @@ def compressed_share(text: str, window: int = 1536, shortest: int = 400) -> floa
     Windows of one size make long and short answers comparable (a whole text compresses better the
     longer it is). None below `shortest` bytes, where the ratio says nothing.
     """
-    data = text.encode("utf-8", "replace")
+    # Rules and margins of one character are judged by their length (`longest_run`), not here.
+    data = _LONG_RUN.sub(r"\1\1\1\1", text).encode("utf-8", "replace")
     if len(data) < shortest:
         return None
     return min(_compressed(part) for part in _windows(data, window))
@@ -187,13 +214,45 @@ def _windows(whole: Any, size: int) -> Iterator[Any]:
 
 
 def longest_run(text: str) -> tuple[str, int]:
-    """The character that stands longest in a row, other than a space, and how long."""
+    """The character that stands longest in a row, whitespace aside, and how long."""
     best, length = "", 0
-    for char, group in groupby(text):
+    for char, group in groupby(_SELECTOR.sub("", text)):
         count = sum(1 for _ in group)
-        if char not in " \t\u3000" and count > length:
+        if count > length and not char.isspace():
             best, length = char, count
     return best, length
+
+
+def longest_cycle(ids: Sequence[int], period: int = 4) -> tuple[int, int]:
+    """(tokens, a token of it) of the longest stretch that repeats with a period of up to this."""
+    best, token = 0, 0
+    for step in range(1, min(period, len(ids) - 1) + 1):
+        run = 0
+        for k in range(step, len(ids)):
+            run = run + 1 if ids[k] == ids[k - step] else 0
+            if run + step > best and run >= step:
+                best, token = run + step, ids[k]
+    return best, token
+
+
+def longest_repeat(text: str, period: int = 24) -> int:
+    """Characters in the longest stretch of a text that repeats with a period of up to this."""
+    codes = np.array([ord(c) for c in text], dtype=np.int64)
+    best = 0
+    for step in range(1, min(period, len(codes) - 1) + 1):
+        same = np.concatenate(([False], codes[step:] == codes[:-step], [False]))
+        edges = np.flatnonzero(np.diff(same.view(np.int8)))
+        if len(edges):
+            longest = int((edges[1::2] - edges[::2]).max())
+            best = max(best, longest + step if longest >= step else 0)
+    return best
+
+
+def longest_blank(text: str) -> tuple[int, int]:
+    """(line breaks, characters) at the most in any stretch of whitespace."""
+    stretches = [m.group().replace("\r\n", "\n") for m in _BLANK.finditer(text)]
+    breaks = max((sum(c in "\n\r\v\f\x85\u2028\u2029" for c in s) for s in stretches), default=0)
+    return breaks, max(map(len, stretches), default=0)
 
 
 def has_content(text: str) -> bool:
@@ -212,7 +271,9 @@ def script_switches(text: str) -> tuple[int, float]:
 
 @lru_cache(maxsize=65536)
 def _script(unit: str) -> str:
-    letter = next(c for c in unit if c.isalpha())
+    letter = next((c for c in unit if c.isalpha()), "")
+    if not letter:  # an emoji belongs to every script
+        return ""
     if letter.isascii():
         return "LATIN"
     name = unicodedata.name(letter, "").split(" ")[0]

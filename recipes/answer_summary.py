@@ -48,7 +48,8 @@ _SCRIPTS = (
 )
 # What the end of an answer decodes to: marks of chat templates.
 _MARKS = re.compile(r"<[a-z_|/]{2,24}>|<\|[a-z0-9_]{1,24}\|?>|\x00")
-_LOOPING = {"loop", "endless", "repeated_ngrams", "few_distinct", "compressible", "char_run"}
+_LOOPING = {"loop", "endless", "repeated_ngrams", "copied_passages", "few_distinct", "compressible",
+            "char_run"}  # fmt: skip
 
 
 def is_refusal(answer: str) -> bool:

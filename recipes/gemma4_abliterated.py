@@ -14,9 +14,10 @@ import json
 import os
 import shlex
 import signal
+import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -27,8 +28,11 @@ from recipes.config import PRESETS, ConfigError, Recipe, resolve
 from recipes.display import Display
 from recipes.process import StageError
 from recipes.run_folder import RunFolder
+from recipes.spread import outlook, refusals
+from recipes.spread.placement import place
 from recipes.upstream import UpstreamError
 from recipes.vllm_server import ServerError
+from speculators_patches.output import endure_a_full_disk
 
 app = typer.Typer(
     help=__doc__,
@@ -121,16 +125,25 @@ def _run(
 ) -> None:
     from recipes import stages
     from recipes.servers import ServerPool
+    from recipes.spread import join as joining
+    from recipes.spread.call import Call
     from recipes.stage import Context
 
     with _clear_errors():
         recipe, origin, run, preset = _resolve(run_dir, preset, config, assignments)
+        refusals.check(recipe, preset, run.root)
+        several = place(recipe).is_spread
         display = Display()
-        pool = ServerPool(run.root / "logs", display.note, recipe.start_timeout, run.record_server)
+        wait_s = recipe.start_timeout if several else 0.0
+        logs = run.root / "logs"
+        pool = ServerPool(logs, display.note, recipe.start_timeout, run.record_server, wait_s)
         try:
-            with run.locked(), pool:
+            with ExitStack() as stack:
+                stack.enter_context(run.locked())
+                stack.enter_context(pool)
                 run.write_config(preset, recipe.to_json(), origin)
-                ctx = Context(recipe, run, display, pool)
+                call = stack.enter_context(Call(run)) if several else None
+                ctx = Context(joining.with_endpoints(recipe), run, display, pool, call=call)
                 if preset == "miniature":
                     from recipes.miniature import pipeline
 
@@ -159,10 +172,53 @@ _stage_command("bench", "Acceptance by position and tok/s for each number of dra
 
 @app.command(name="all")
 def all_(
-    run_dir: RunDir = None, preset: Preset = None, config: Config = None, set_: Set = None
+    run_dir: RunDir = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    until: Annotated[
+        str, typer.Option("--until", help="The last stage to run, e.g. train.")
+    ] = "serve",
 ) -> None:
     """Every stage that is not done yet, in order."""
-    _run(["regenerate", "prepare", "train", "bench", "serve"], run_dir, preset, config, set_)
+    names = ["regenerate", "prepare", "train", "bench", "serve"]
+    if until not in names:
+        print(f"error: --until {until} is none of {', '.join(names)}.", file=sys.stderr)
+        raise SystemExit(2)
+    _run(names[: names.index(until) + 1], run_dir, preset, config, set_)
+
+
+@app.command()
+def join(
+    run_dir: RunDir = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    number: Annotated[
+        int | None,
+        typer.Option("--number", help="Place in `hosts` [default: this machine's name there]."),
+    ] = None,
+    silence: Annotated[
+        float, typer.Option("--silence", help="Seconds that the leading machine may be silent.")
+    ] = 1800.0,
+) -> None:
+    """On every machine of `hosts` but the first: the producers and trainers placed on it."""
+    from recipes.spread import join as joining
+
+    with _clear_errors():
+        recipe, _, run, name = _resolve(run_dir, preset, config, set_)
+        placement = refusals.check(recipe, name, run.root)
+        if not placement.is_spread:
+            raise ConfigError("join is for a run on several machines: give --set hosts=a,b,...")
+        if number is None:
+            number = placement.number_of(socket.gethostname())
+        if not 0 <= number < len(placement.hosts):
+            raise ConfigError(f"--number {number} is none of the {len(placement.hosts)} hosts.")
+        display = Display()
+        try:
+            joining.join(recipe, run, number, display.line, display.note, silence)
+        finally:
+            display.close()
 
 
 @app.command()
@@ -194,10 +250,22 @@ def serve(
 
 @app.command()
 def plan(
-    run_dir: RunDir = None, preset: Preset = None, config: Config = None, set_: Set = None
+    run_dir: RunDir = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(
+            "--launcher", help="Write files for skypilot, slurm, torchrun, docker-compose."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for those files.")] = None,
 ) -> None:
     """What each stage would run and cost. Starts nothing, needs neither vLLM nor a GPU."""
     with _clear_errors():
+        if (launcher is None) != (out is None):
+            raise ConfigError("--launcher NAME and --out FOLDER go together.")
         recipe, _, folder, name = _resolve(run_dir, preset, config, set_)
         print(f"preset: {name}")
         for package, version in planning.versions().items():
@@ -209,9 +277,23 @@ def plan(
 
             steps = pipeline.plan(recipe, folder)
         else:
-            steps = planning.make_plan(recipe, folder, name)
+            from recipes.spread import join as joining
+
+            steps = planning.make_plan(joining.with_endpoints(recipe), folder, name)
         for line in planning.render(steps):
             print(line)
+        if outlook.is_several(recipe):
+            print()
+            for line in outlook.lines(recipe, name, folder.root):
+                print(line)
+        if launcher is not None and out is not None:
+            from recipes.spread import launch
+            from recipes.spread.launch.job import Job
+
+            refusals.check(recipe, name, folder.root)
+            print()
+            for path in launch.write(launcher, Job(recipe, name, folder.root, out.absolute())):
+                print(f"written: {path}")
 
 
 @app.command(name="worth-it")
@@ -300,6 +382,7 @@ def main() -> None:
     """Entry point; a bare call runs the miniature, which needs minutes and no download."""
     if len(sys.argv) == 1:
         sys.argv += ["all", "--preset", "miniature"]
+    endure_a_full_disk()  # nohup ... > night.log
     app()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from recipes import plan_costs, upstream
+from recipes import extract_stage, plan_costs, upstream
 from recipes.bench_stage import bench_arms
 from recipes.config import Recipe
 from recipes.process import with_environment
@@ -22,6 +22,7 @@ from recipes.server_specs import (
     plain_server,
     production_server,
 )
+from recipes.spread import torchrun
 from recipes.vllm_server import Installed, ServerSpec, command
 
 PLACE = "http://127.0.0.1:PORT"  # known once the server has picked one
@@ -65,6 +66,8 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
     def server(spec: ServerSpec, endpoint: str = "") -> tuple[str, list[str]]:
         return ("your server", [endpoint]) if endpoint else ("server", command(spec, vllm))
 
+    cached = run.stage_dir(extract_stage.STAGE) / "hidden_states"
+
     def training(endpoint: str | None) -> tuple[str, list[str]]:
         argv = upstream.train(
             recipe,
@@ -72,14 +75,19 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
             output=checkpoints,
             logs=run.stage_dir("train") / "logs",
             endpoint=endpoint,
+            cached=cached if recipe.hidden_states == "offline" else None,
             accelerator=real or upstream.has_accelerator(),
         )
-        return ("upstream", argv)
+        return ("upstream", with_environment(argv, torchrun.environment(recipe)))
 
     train_commands = [server(extraction, recipe.train_endpoint)]
     if recipe.hidden_states == "offline":
-        cached = data / "hidden_states"
-        extract = upstream.extract_offline(recipe, endpoint=PLACE, data=data, output=cached)
+        extract = with_environment(
+            upstream.extract_offline(
+                recipe, endpoint=recipe.train_endpoint or PLACE, data=data, output=cached
+            ),
+            upstream.extraction_environment(recipe),
+        )
         train_commands += [("upstream", extract), training(None)]
     else:
         train_commands.append(training(recipe.train_endpoint or PLACE))

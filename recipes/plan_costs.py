@@ -35,8 +35,9 @@ def tokens_of(recipe: Recipe) -> float:
 
 
 def steps_of(recipe: Recipe) -> int:
-    """Optimizer steps of all epochs."""
-    return int(tokens_of(recipe) * recipe.train_share / recipe.seq_len) * recipe.epochs
+    """Optimizer steps of all epochs; each is of a packed batch for every trainer."""
+    step = recipe.seq_len * recipe.trainers
+    return int(tokens_of(recipe) * recipe.train_share / step) * recipe.epochs
 
 
 def step_factor(ttt_steps: int) -> float:
@@ -68,11 +69,14 @@ def prepare(recipe: Recipe) -> Iterator[str]:
 def train(recipe: Recipe, preset: str) -> Iterator[str]:
     steps = steps_of(recipe)
     offline = recipe.hidden_states == "offline"
+    several = f"{recipe.trainers} x " if recipe.trainers > 1 else ""
     yield (
-        f"steps: about {steps} of {recipe.seq_len} packed tokens "
+        f"steps: about {steps} of {several}{recipe.seq_len} packed tokens "
         f"(at {PUBLISHED_TOKENS_A_SAMPLE:.0f} tokens a conversation, as published)"
     )
-    if preset == "dgx-spark" and not offline:
+    if preset == "dgx-spark" and recipe.trainers > 1:
+        yield "time: not measured; the published run had one trainer"
+    elif preset == "dgx-spark" and not offline:
         hours = steps * recipe.seq_len / 4096 / PUBLISHED_STEPS_PER_HOUR
         yield f"time: about {hours:.0f} h (the published run: 11,400 steps in 11 h, ttt_steps 3)"
         if recipe.ttt_steps != 3:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from recipes.stage import Context, body_identity, require, stage
 
 SETTINGS = ("seq_len", "minimum_valid_tokens", "seed")
 FREQUENCIES = "token_freq.pt"
+# Upstream's trainer keeps the draft vocabulary it has built beside the data.
+KEPT_BY_THE_TRAINER = "[dt]2[dt]-*.npy"
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def prepare(ctx: Context) -> None:
             dropped=want.rows - want.too_short - rows,
             too_short=want.too_short,
             conversations=conversations,
-            output=file_digest(final),
+            output=file_digest(final, KEPT_BY_THE_TRAINER),
         )
         ctx.display.line(
             f"prepare: {rows} of {want.rows} answers kept, {want.rows - want.too_short - rows} "
@@ -97,6 +100,24 @@ def _coverage(ctx: Context, folder: Path) -> list[Coverage]:
     for line in coverage.lines(found, ctx.recipe):
         ctx.display.line(line)
     return found
+
+
+def prepared(ctx: Context, source: Mapping[str, Any]) -> Path:
+    """The folder of the data set that `prepare` finished, still as it left it.
+
+    Args:
+        source: its manifest.
+
+    Raises:
+        StageError: a file in it has changed.
+    """
+    data = ctx.run.stage_dir("prepare") / "dataset"
+    if not data.is_dir() or file_digest(data, KEPT_BY_THE_TRAINER) != source["output"]:
+        raise StageError(
+            f"train: {data} is not the data set that prepare finished; remove {data.parent} and "
+            "run prepare again (it takes minutes and no server)."
+        )
+    return data
 
 
 def _check(ctx: Context, staging: Path, want: Expected) -> None:

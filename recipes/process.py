@@ -53,8 +53,8 @@ def run_command(
 
     Args:
         watch: called about twice a second while the command runs (progress; may raise to stop it).
-        warm: fork the command from this process, which has upstream imported; `argv`, which must be
-            a `speculators_patches run --module M -- ARGS`, is then what it is equivalent to.
+        warm: fork the command from this process, which has upstream imported, if `argv` is a
+            `speculators_patches run --module M -- ARGS`; others (torchrun) are started.
 
     Raises:
         StageError: the command failed; the message holds the end of its log.
@@ -63,7 +63,7 @@ def run_command(
     log = run.log(stage)
     shown = with_environment(argv, env)
     start = time.monotonic()
-    if warm is not None:
+    if warm is not None and argv[1:4] == ["-m", "speculators_patches", "run"]:
         code = 130  # of an interrupted one
         try:
             code = _run_forked(warm, argv, log, env, watch, grace_s)
@@ -79,7 +79,7 @@ def run_command(
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         try:
             while process.poll() is None:
@@ -94,7 +94,7 @@ def run_command(
     return _check(stage, process.returncode, log)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the command, before it starts: SIGTERM when this process is killed (Linux).
 
     A command that was left behind would go on writing beside the one that is started next.

@@ -19,6 +19,7 @@ from recipes.responses import Responses, count_lines
 from recipes.run_folder import file_digest
 from recipes.server_specs import plain_server
 from recipes.servers import watching
+from recipes.spread.call import BODY
 from recipes.stage import Context, Work, body_identity, stage
 from recipes.vllm_server import ServerSpec
 from speculators_patches.responses_file import Busy, locked, repair
@@ -112,6 +113,7 @@ def _ask(ctx: Context, work: Work, responses: Responses, missing: int) -> None:
 
     watch = watching(recipe, ctx.display.line)
     with ExitStack() as stack:
+        stack.enter_context(ctx.wanting(BODY))
         urls = [
             stack.enter_context(ctx.servers.lease(server(ctx), url, watch=watch)).base_url
             for url in recipe.regenerate_endpoints or ("",)

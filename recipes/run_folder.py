@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(encoded).hexdigest()[:16]
 
 
-def file_digest(path: Path) -> str:
-    """Digest of a file's bytes; of every file's, in order of name, for a folder."""
+def file_digest(path: Path, ignore: str = "") -> str:
+    """Digest of a file's bytes; of every file's, in order of name, for a folder.
+
+    Args:
+        ignore: pattern of names in a folder that do not count.
+    """
     h = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not fnmatch(p.name, ignore))
     for file in files:
         h.update(str(file.relative_to(path)).encode() if file != path else b"")
         with file.open("rb") as f:

@@ -6,11 +6,13 @@ needs may `prestart` it, so that it comes up while something else runs; `lease` 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from recipes.config import Recipe
+from recipes.vllm import probes
 from recipes.vllm.errors import cause_in_log
 from recipes.vllm.progress import Limits
 from recipes.vllm.watch import Watch, Watcher
@@ -26,11 +28,14 @@ class ServerPool:
         say: Callable[[str], None],
         start_timeout_s: float = 1800.0,
         record: Callable[[str, list[str]], None] | None = None,
+        endpoint_wait_s: float = 0.0,
     ) -> None:
         self._logs = logs
         self._say = say
         self._start_timeout_s = start_timeout_s
         self._record = record
+        # How long an endpoint may take to answer: on several machines others start them.
+        self._endpoint_wait_s = endpoint_wait_s
         self._running: dict[str, Server] = {}
         self._watchers: dict[str, Watcher] = {}
 
@@ -64,6 +69,7 @@ class ServerPool:
             ServerError: it does not start, or it is not what `spec` describes.
         """
         if endpoint:
+            self._await(endpoint)
             yield attach(endpoint, spec)
             return
         self.prestart(spec)
@@ -81,6 +87,16 @@ class ServerPool:
                 self.stop(spec.name)
             elif spec.name in self._watchers:
                 self._watchers.pop(spec.name).stop()
+
+    def _await(self, endpoint: str) -> None:
+        until = time.monotonic() + self._endpoint_wait_s
+        with probes.client_for(endpoint.rstrip("/").removesuffix("/v1")) as client:
+            while not probes.healthy(client):
+                left = until - time.monotonic()
+                if left <= 0:
+                    return  # attach says what is wrong
+                self._say(f"waiting for {endpoint} ({left:.0f} s left)")
+                time.sleep(min(2.0, left))
 
     def check(self, name: str) -> None:
         """Raises ServerError, with the cause from its log, if a started server has ended."""

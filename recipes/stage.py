@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from recipes.display import Activity, Display
 from recipes.process import StageError, run_command
 from recipes.run_folder import RunFolder, digest, file_digest
 from recipes.servers import ServerPool
+from recipes.spread.call import Call
 from recipes.vllm.process import WarmPool
 
 
@@ -29,8 +30,14 @@ class Context:
     label: str = ""
     # A process that has imported upstream, to fork its commands from; None: a new process each.
     warm: WarmPool | None = None
+    # On several machines: tells the others what this one, which leads, wants of them.
+    call: Call | None = None
     # Seconds a labelled stage usually takes, where known; for the display.
     expected: dict[str, float] = field(default_factory=dict)
+
+    def wanting(self, what: str) -> AbstractContextManager[None]:
+        """While the block runs the other machines, if there are any, give `what`."""
+        return nullcontext() if self.call is None else self.call.wanting(what)
 
     def is_finished(self, stage: str) -> bool:
         return bool(self.run.manifest(stage))

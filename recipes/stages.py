@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from recipes import upstream
 from recipes.bench_stage import answer_once, bench, bench_prompts
 from recipes.config import Recipe
 from recipes.drafting_choice import choose
-from recipes.prepare_stage import prepare
+from recipes.extract_stage import Extracted, extract
+from recipes.prepare_stage import prepare, prepared
 from recipes.process import StageError
 from recipes.regenerate_stage import regenerate
 from recipes.regenerate_stage import server as answering_server
-from recipes.run_folder import RunFolder, file_digest, write_atomically
+from recipes.run_folder import RunFolder, digest, file_digest, write_atomically
 from recipes.server_specs import extraction_server, production_server
 from recipes.servers import watching
+from recipes.spread import torchrun
+from recipes.spread.call import EXTRACTION, TRAINERS
+from recipes.spread.placement import place
 from recipes.stage import (
     Context,
     body_identity,
@@ -31,7 +36,7 @@ from recipes.stage import (
     stage,
     trained_drafter,
 )
-from recipes.vllm_server import ServerSpec, command
+from recipes.vllm_server import Endpoint, ServerSpec, command
 
 
 def train(ctx: Context) -> None:
@@ -65,12 +70,15 @@ def train(ctx: Context) -> None:
                 "vllm_extra",
             )
         },
+        # What more trainers learn is another thing: a step is of so many batches.
+        **({"trainers": recipe.trainers, "fsdp": recipe.fsdp} if recipe.trainers > 1 else {}),
     }
     _check_start(recipe)
+    _check_trainers(ctx, made_from)
     with stage(ctx, "train", made_from) as work:
         if work is None:
             return
-        data = ctx.run.stage_dir("prepare") / "dataset"
+        data = prepared(ctx, source)
         checkpoints = work.folder / "checkpoints"
         hidden_states = extraction_folder(ctx.run)
         hidden_states.mkdir(parents=True, exist_ok=True)
@@ -81,39 +89,35 @@ def train(ctx: Context) -> None:
             ctx.servers.check_watched()
             epoch, step = _training_progress(log, offset)
             where = "" if step is None else f"epoch {epoch + 1} of {recipe.epochs}, step {step}"
-            note = ", ".join(part for part in (where, ctx.servers.status()) if part)
+            died = torchrun.progress(recipe, log, offset)
+            note = ", ".join(part for part in (where, died, ctx.servers.status()) if part)
             if note:
                 work.activity.update(note)
 
-        def argv(endpoint: str | None) -> list[str]:
+        def argv(endpoint: str | None, extracted: Extracted | None = None) -> list[str]:
             return upstream.train(
                 recipe,
                 data=data,
                 output=checkpoints,
                 logs=work.folder / "logs",
                 endpoint=endpoint,
+                cached=extracted.folder if extracted is not None else None,
+                incomplete=extracted is not None and extracted.missing > 0,
             )
 
-        env = upstream.train_environment(recipe)
+        env = {**torchrun.environment(recipe), **upstream.train_environment(recipe)}
 
-        def lease() -> Any:
+        def lease() -> AbstractContextManager[Endpoint]:
             (spec,) = servers_of(ctx, "train")
             watch = watching(recipe, ctx.display.line)
             return ctx.servers.lease(spec, recipe.train_endpoint, watch=watch)
 
         if recipe.hidden_states == "offline":
-            cached = data / "hidden_states"
-            if len(list(cached.glob("hs_*.safetensors"))) < int(source["rows"]):
-                with lease() as server:
-                    work.command(
-                        upstream.extract_offline(
-                            recipe, endpoint=server.base_url, data=data, output=cached
-                        ),
-                        show,
-                    )
-            work.command(argv(None), show, env)
+            extracted = extract(ctx, source, data, lease)
+            with ctx.wanting(TRAINERS):
+                work.command(argv(None, extracted), show, env)
         else:
-            with lease() as server:
+            with ctx.wanting(EXTRACTION), lease() as server, ctx.wanting(TRAINERS):
                 work.command(argv(server.base_url), show, env)
         if not upstream.is_finished(checkpoints, recipe.epochs):
             raise StageError(
@@ -139,6 +143,41 @@ def _check_start(recipe: Recipe) -> None:
             f"train: the drafter {recipe.draft_start} reads the body's layers {tuple(reads)}, but "
             f"target_layers={recipe.target_layers}: --set target_layers={','.join(map(str, reads))}"
         )
+
+
+def _check_trainers(ctx: Context, made_from: dict[str, Any]) -> None:
+    """Trainers that can be placed; and a run begun with another number of them is not given up.
+
+    Raises:
+        ConfigError: they can't be placed.
+        StageError: too few rows for so many, or the unfinished work has another number.
+    """
+    recipe = ctx.recipe
+    place(recipe)
+    rows = int(require(ctx.run, "prepare")["rows"])
+    held_out = rows - int(rows * recipe.train_share)
+    if 1 < recipe.trainers > held_out:
+        raise StageError(
+            f"train: {held_out} rows are held out for validation, and each of "
+            f"trainers={recipe.trainers} needs at least one: lower train_share or trainers."
+        )
+    folder = ctx.run.stage_dir("train")
+    if ctx.run.manifest("train") or not any((folder / "checkpoints").glob("*/*")):
+        return
+    begun = json.loads((folder / "made_from.json").read_text("utf-8"))
+    before = {name: begun.pop(name, default) for name, default in _OF_ONE_TRAINER.items()}
+    now = {name: made_from.get(name, default) for name, default in _OF_ONE_TRAINER.items()}
+    same = {name: value for name, value in made_from.items() if name not in _OF_ONE_TRAINER}
+    if before != now and digest(begun) == digest(same):
+        settings = " ".join(f"--set {name}={value}" for name, value in before.items())
+        raise StageError(
+            f"train: {folder} holds unfinished work of {before}, which {now} can't go on with, as "
+            f"a step would be of other rows: {settings} goes on with it; to begin anew, move that "
+            "folder away."
+        )
+
+
+_OF_ONE_TRAINER: dict[str, Any] = {"trainers": 1, "fsdp": False}
 
 
 def serve(ctx: Context) -> None:

@@ -16,8 +16,10 @@ from pathlib import Path
 from packaging.version import Version
 
 from recipes.config import Recipe
+from recipes.spread import torchrun
 
 FIRST_WITH_ENTRYPOINTS = Version("0.8.0")
+FIRST_THAT_SKIPS_FREQUENCIES = Version("0.9.0")
 
 
 class UpstreamError(RuntimeError):
@@ -119,7 +121,8 @@ def prepare(recipe: Recipe, *, responses: Path, output: Path) -> list[str]:
     """argv: rows with token ids -> an Arrow data set and token frequencies.
 
     The frequencies are asked for: since 0.9 upstream skips them unless told otherwise, and then
-    ignores --draft-vocab-size in training. No --render-endpoint: the rows carry their token ids.
+    ignores --draft-vocab-size in training; 0.8 always makes them and does not know the flag. No
+    --render-endpoint: the rows carry their token ids.
     """
     arguments = [
         "prepare-data",
@@ -129,15 +132,20 @@ def prepare(recipe: Recipe, *, responses: Path, output: Path) -> list[str]:
         "--seq-length", str(recipe.seq_len),
         "--seed", str(recipe.seed),
         "--num-preprocessing-workers", "1" if recipe.samples <= 2000 else "8",
-        "--no-skip-token-freq",
     ]  # fmt: skip
+    version = installed("speculators")
+    if version is None or version >= FIRST_THAT_SKIPS_FREQUENCIES:
+        arguments.append("--no-skip-token-freq")
     if recipe.minimum_valid_tokens is not None:
         arguments += ["--minimum-valid-tokens", str(recipe.minimum_valid_tokens)]
     return _patched("speculators", arguments)
 
 
 def extract_offline(recipe: Recipe, *, endpoint: str, data: Path, output: Path) -> list[str]:
-    """argv: every row's hidden states into files, so that training needs no vLLM beside it."""
+    """argv: every row's hidden states into files, so that training needs no vLLM beside it.
+
+    Each file is checked by the patch durable_extraction before it gets its name in `output`.
+    """
     return _patched(
         "speculators",
         [
@@ -147,10 +155,22 @@ def extract_offline(recipe: Recipe, *, endpoint: str, data: Path, output: Path) 
             "--model", recipe.body,
             "--output", str(output),
             "--concurrency", "8",
-            "--validate-outputs",
-            "--fail-on-error",
+            "--request-timeout", str(recipe.request_timeout),
+            "--max-retries", str(recipe.max_retries),
         ],
     )  # fmt: skip
+
+
+# The share of rows without hidden states that is tolerated, as in training.
+LOST_SHARE = 0.02
+
+
+def extraction_environment(recipe: Recipe) -> dict[str, str]:
+    """What the patch durable_extraction reads from the environment."""
+    return {
+        "SPECULATORS_PATCHES_PRODUCER_WAIT_MINUTES": str(recipe.producer_wait_minutes),
+        "SPECULATORS_PATCHES_MAX_LOST_SHARE": str(LOST_SHARE),
+    }
 
 
 def train(
@@ -160,11 +180,17 @@ def train(
     output: Path,
     logs: Path,
     endpoint: str | None,
+    cached: Path | None = None,
+    incomplete: bool = False,
     accelerator: bool | None = None,
+    number: int = 0,
 ) -> list[str]:
-    """argv: upstream's trainer. `endpoint` is None when the hidden states lie beside the data.
+    """argv: upstream's trainer, with torchrun around it if there are several.
 
+    `endpoint` is None when the hidden states are in `cached`; `incomplete` says that some rows have
+    none there, which are then left out.
     `accelerator` says whether the trainer will have one; None looks (`plan` may know better).
+    `number` is the machine's place in `hosts`.
 
     A started drafter brings its own draft vocabulary. Asking upstream for --draft-vocab-size as
     well would build another mapping from the new data and lay it over the old output head, row
@@ -199,7 +225,9 @@ def train(
         if recipe.draft_vocab_size is not None:
             arguments += ["--draft-vocab-size", str(recipe.draft_vocab_size)]
     if endpoint is None:
-        arguments += ["--on-missing", "raise"]
+        arguments += ["--on-missing", "warn" if incomplete else "raise"]
+        if cached is not None:
+            arguments += ["--hidden-states-path", str(cached)]
     else:
         arguments += [
             "--on-missing", "generate",
@@ -221,7 +249,10 @@ def train(
         arguments += ["--checkpoint-keep-every", str(recipe.checkpoint_keep_every)]
     if recipe.num_workers is not None:
         arguments += ["--num-workers", str(recipe.num_workers)]
-    return _patched("speculators.train", [*arguments, *recipe.train_extra])
+    if recipe.fsdp:
+        arguments += ["--fsdp-shard"]
+    command = _patched("speculators.train", [*arguments, *recipe.train_extra])
+    return torchrun.wrapped(recipe, command, number)
 
 
 def train_environment(recipe: Recipe) -> dict[str, str]:

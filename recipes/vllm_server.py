@@ -24,7 +24,7 @@ from types import TracebackType
 import httpx
 
 from recipes.vllm import drafting, probes
-from recipes.vllm.errors import ServerError, cause_in_log, log_tail
+from recipes.vllm.errors import ServerError, cause_in_log, log_tail, port_was_taken
 from recipes.vllm.metrics import SpecCounters, parse_counters, read_counters
 from recipes.vllm.process import GuardedProcess, ServerProcess, WarmPool, shared_pool
 from recipes.vllm.spec import (
@@ -57,6 +57,8 @@ __all__ = [
 
 Say = Callable[[str], None]
 
+# How many ports are tried where any will do.
+_PORTS_TRIED = 5
 # What a line in vLLM's log says about how far a start has come, in order.
 _MILESTONES = (
     ("Starting to load model", "loading weights"),
@@ -103,6 +105,7 @@ class Server:
         self._vllm: Installed | None = None
         self._began = 0.0
         self._endpoint: Endpoint | None = None
+        self._any_port = spec.port == 0
 
     def start(self) -> None:
         """Begins the start and returns at once.
@@ -142,14 +145,26 @@ class Server:
         if self._endpoint is not None:
             return self._endpoint
         self.start()
-        try:
-            with probes.client_for(self.base_url) as client:
-                self._wait_for_health(client, timeout_s, say or _silent)
-                self._check_runner()
-                vllm = _probe(client, self.spec, say or _silent, sampling=self._on_cpu)
-        except BaseException:
-            self.stop()
-            raise
+        for left in reversed(range(_PORTS_TRIED)):
+            try:
+                with probes.client_for(self.base_url) as client:
+                    self._wait_for_health(client, timeout_s, say or _silent)
+                    self._check_runner()
+                    vllm = _probe(client, self.spec, say or _silent, sampling=self._on_cpu)
+                self.check()  # what has answered was ours
+                break
+            except ServerError:
+                self.stop()
+                if not (left and self._any_port and port_was_taken(self.log)):
+                    raise
+                # It takes seconds until vLLM binds the port that was free.
+                (say or _silent)(f"{self.spec.name}: port {self.spec.port} was taken, another one")
+                self.spec = replace(self.spec, port=0)
+                self.start()
+            except BaseException:
+                self.stop()
+                raise
+        self._any_port = False  # its clients are told this one
         seconds = time.monotonic() - self._began
         self._endpoint = Endpoint(self.base_url, self.spec.model_name, vllm, seconds)
         (say or _silent)(f"{self.spec.name}: ready after {seconds:.0f} s")

@@ -1,4 +1,4 @@
-"""Command line: status | run | checkpoints | upstream-table | fingerprint.
+"""Command line: status | run | export | checkpoints | upstream-table | fingerprint.
 
 python -m speculators_patches status
 python -m speculators_patches run --module speculators.train -- --data-path data
@@ -15,6 +15,7 @@ import typer
 
 from speculators_patches import launcher
 from speculators_patches.checkpointing import cli as checkpoints
+from speculators_patches.export.command import export
 
 app = typer.Typer(
     help="Patches for vllm-project/speculators.",
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 
 app.add_typer(checkpoints.app, name="checkpoints")
+app.command()(export)
 
 _to_run: list[Callable[[], None]] = []
 

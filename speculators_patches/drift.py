@@ -107,7 +107,7 @@ def _definitions(file: Path, _mtime_ns: int, _size: int, qualname: str) -> tuple
     lines = text.splitlines(keepends=True)
     nodes: list[ast.AST] = [ast.parse(text)]
     for part in qualname.split("."):
-        nodes = [found for node in nodes for found in _named(node, part)]
+        nodes = [found for node in nodes for found in named(node, part)]
     return tuple(_definition(node, lines) for node in nodes)
 
 
@@ -141,7 +141,7 @@ def examine(target: Target, version: Version) -> Finding:
     )
 
 
-def _named(node: ast.AST, name: str) -> Iterator[ast.AST]:
+def named(node: ast.AST, name: str) -> Iterator[ast.AST]:
     """Definitions called `name` directly in a module's or class's body, `if` and `try` included."""
     for child in getattr(node, "body", ()):
         yield from _named_here(child, name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
 from typing import Any, NoReturn
 
-from speculators_patches import workers
+from speculators_patches import output, workers
 from speculators_patches.overlay import PatchRefused, UnknownPatch, apply, defaults
 
 
@@ -51,6 +52,7 @@ def run_patched(
     allow_drift: tuple[str, ...] = (),
 ) -> None:
     """Applies the patches and runs `program`; a refused patch is one sentence and exit code 2."""
+    _end_with_torchrun()
     _set_first_path(program)  # upstream may live beside the program
     package = (program.module or "").partition(".")[0]
     if only is None and defaults(package):
@@ -62,9 +64,26 @@ def run_patched(
     run(program)
 
 
+def _end_with_torchrun() -> None:
+    """As a rank: SIGTERM, on which training saves and ends, when torchrun is killed (Linux).
+
+    torchrun starts its ranks in sessions of their own. Left behind by a SIGKILL they would train on
+    unseen, and the same command, given again, would find the checkpoints in use.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # killed before the call
+        raise SystemExit(128 + signal.SIGTERM)
+
+
 def run(program: Program) -> None:
     """Runs `program` as `__main__`; its exceptions, SystemExit included, pass through."""
     _set_first_path(program)
+    output.endure_a_full_disk()
     try:
         main, code = _prepare(program)
     except ProgramNotFound as error:

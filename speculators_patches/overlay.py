@@ -134,6 +134,11 @@ def status(allow_drift: Iterable[str] = ()) -> Report:
         )
 
 
+def in_force() -> tuple[str, ...]:
+    """Names of the patches that are applied in this process, in the order of the table."""
+    return _state.active
+
+
 def _spread(on: bool) -> None:
     if on and _state.active:
         workers.spread(workers.Selection(_state.active, tuple(sorted(_state.allow_drift))))

@@ -1,12 +1,13 @@
 """Waiting for the server that produces hidden states: is it up, has it been gone for too long?
 
 One `Producer` a process (a trainer without workers, or a DataLoader worker) and data set. Nothing
-here knows upstream; `patches/wait_for_producer` does.
+here knows upstream; `patches/wait_for_producer` and `patches/durable_extraction` do.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -23,6 +24,7 @@ import httpx
 
 logger = logging.getLogger("speculators")
 
+_HOW_LONG = "--producer-wait-minutes, or SPECULATORS_PATCHES_PRODUCER_WAIT_MINUTES,"
 _HEALTH_S = 5.0
 _CANARY_S = 60.0
 _SAY_EVERY_S = 60.0
@@ -41,17 +43,30 @@ class Producer:
     Args:
         endpoint: with or without `/v1`.
         wait_s: how long it may be gone.
+        what: who waits for it, for messages.
+        goes_on: from where the same command would go on.
     """
 
-    def __init__(self, endpoint: str, wait_s: float) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        wait_s: float,
+        *,
+        what: str = "Training",
+        goes_on: str = "from the checkpoint",
+    ) -> None:
+        self._what, self._goes_on = what, goes_on
         self.url = endpoint.rstrip("/").removesuffix("/v1")
         self.wait_s = wait_s
         self.gone: str | None = None  # the sentence, once it has been gone for too long
         self._since: float | None = None  # of the first failure without an answer after it
+        self.has_answered = False
+        self._said = 0.0  # when the log was last told of the wait
         self._bytes_per_token = _BYTES_PER_TOKEN
 
     def answered(self, sample: dict[str, Any]) -> None:
         """Hidden states have been had; what went wrong before is over."""
+        self.has_answered = True
         states = sample.get("hidden_states")
         if states is not None and len(states):
             self._bytes_per_token = max(1, states.numel() * states.element_size() // len(states))
@@ -80,35 +95,56 @@ class Producer:
         Raises:
             Gone: not within `wait_s` since the first failure.
         """
+        for pause in self.pauses(why):
+            time.sleep(pause)
+            _end_with_parent()
+            if self.is_back(why, prompt, folder, discard):
+                return
+
+    def pauses(self, why: str) -> Iterator[float]:
+        """Seconds to sleep before each look at a server that has just failed, without end."""
         if self._since is None:
             self._since = time.monotonic()
             logger.warning(
-                f"no hidden states from {self.url}: {why}. Training waits for it, up to "
+                f"no hidden states from {self.url}: {why}. {self._what} waits for it, up to "
                 f"{self.wait_s / 60:g} minutes"
             )
-        pause, said = _FIRST_PAUSE_S, time.monotonic()
+        self._said = time.monotonic()
+        # The first look is after a pause: what has just failed rarely answers at once.
+        pause = _FIRST_PAUSE_S
         while True:
-            # The first look is after a pause: what has just failed rarely answers at once.
-            time.sleep(pause)
+            yield pause
             pause = min(_LONGEST_PAUSE_S, pause * 1.5)
-            _end_with_parent()
-            # As long as the sample: where memory for long prompts is stuck, short ones still pass.
-            probe = [prompt[0]] * len(prompt)
-            problem = self.has_no_room(prompt, folder) or self.problem(probe, discard)
-            now = time.monotonic()
-            # Whatever it answers to the probe: it is samples that have not come for so long.
-            if now - self._since >= self.wait_s:
-                self.gone = (
-                    f"no hidden states from {self.url} for {(now - self._since) / 60:.3g} minutes: "
-                    f"{problem or why}. Mend that, then run the same command again: it goes on "
-                    "from the checkpoint. --producer-wait-minutes sets how long to wait"
-                )
-                raise Gone(self.gone)
-            if problem is None:
-                return
-            if now - said >= _SAY_EVERY_S:
-                said = now
-                logger.warning(f"still waiting for {self.url}: {problem}")
+
+    def is_back(
+        self,
+        why: str,
+        prompt: Sequence[int],
+        folder: Path | None,
+        discard: Callable[[str], None],
+    ) -> bool:
+        """One look; arguments as of `wait`.
+
+        Raises:
+            Gone: not within `wait_s` since the first failure.
+        """
+        # As long as the sample: where memory for long prompts is stuck, short ones still pass.
+        probe = [prompt[0]] * len(prompt)
+        problem = self.has_no_room(prompt, folder) or self.problem(probe, discard)
+        now = time.monotonic()
+        since = now if self._since is None else self._since
+        # Whatever it answers to the probe: it is samples that have not come for so long.
+        if now - since >= self.wait_s:
+            self.gone = (
+                f"no hidden states from {self.url} for {(now - since) / 60:.3g} minutes: "
+                f"{problem or why}. Mend that, then run the same command again: it goes on "
+                f"{self._goes_on}. {_HOW_LONG} sets how long to wait"
+            )
+            raise Gone(self.gone)
+        if problem is not None and now - self._said >= _SAY_EVERY_S:
+            self._said = now
+            logger.warning(f"still waiting for {self.url}: {problem}")
+        return problem is None
 
     def not_to_blame(self) -> None:
         """A sample was at fault: what went wrong was not the server's."""
@@ -143,9 +179,10 @@ class Producer:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             return "what answers there is not vLLM"
         handle = params.get("hidden_states_path") or params.get("handle")
-        if handle:
-            with contextlib.suppress(Exception):  # the sweep of the folder finds it later
-                discard(handle)
+        if not handle:
+            return "what answers there extracts no hidden states"
+        with contextlib.suppress(Exception):  # the sweep of the folder finds it later
+            discard(handle)
         return None
 
     @contextlib.contextmanager
@@ -157,7 +194,12 @@ class Producer:
         """
         name = hashlib.sha256(self.url.encode()).hexdigest()[:12]
         path = Path(tempfile.gettempdir()) / f"speculators_patches-{os.getuid()}-{name}.lock"
-        with path.open("a") as lock:
+        with contextlib.ExitStack() as held:
+            try:
+                lock = held.enter_context(path.open("a"))
+            except OSError:  # no room for it: that is not the sample's fault
+                yield
+                return
             while True:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,6 +226,8 @@ def no_room(folder: Path | None, needed: int) -> str | None:
             os.close(descriptor)
             path.unlink(missing_ok=True)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):  # the server's own folder: it may, we not
+            return None
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(folder).free
             return (

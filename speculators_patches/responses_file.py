@@ -11,6 +11,7 @@ as they are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -192,11 +193,20 @@ class WholeAppends:
     Args:
         file: the open file, in append mode; nothing else may write to it.
         failed: called with the error when the disk does not take a conversation.
+        room_s: how long to wait for room on a disk that is full.
+        waiting: called with the error when that begins.
     """
 
-    def __init__(self, file: Any, failed: Callable[[OSError], None]) -> None:
+    def __init__(
+        self,
+        file: Any,
+        failed: Callable[[OSError], None],
+        room_s: float = 0.0,
+        waiting: Callable[[OSError], None] = lambda _: None,
+    ) -> None:
         self._descriptor: int = file.fileno()
-        self._failed = failed
+        self._failed, self._waiting = failed, waiting
+        self._room_s = room_s
         self._rows: list[str] = []
         self._synced = 0.0
 
@@ -212,13 +222,31 @@ class WholeAppends:
         data = "".join(self._rows).encode()
         self._rows = []
         try:
-            append_whole(self._descriptor, data)
+            self._append(data)
             if time.monotonic() - self._synced >= FSYNC_EVERY_S:
                 os.fsync(self._descriptor)
                 self._synced = time.monotonic()
         except OSError as error:
             self._failed(error)
             raise
+
+    def _append(self, data: bytes) -> None:
+        """Blocks while the disk is full: answers that come meanwhile have no room either."""
+        began: float | None = None
+        while True:
+            try:
+                return append_whole(self._descriptor, data)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                now = time.monotonic()
+                if began is None:
+                    began = now
+                    if self._room_s:
+                        self._waiting(error)
+                if now - began >= self._room_s:
+                    raise
+            time.sleep(min(1.0, self._room_s))
 
 
 def append_whole(descriptor: int, data: bytes) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from packaging.version import Version
+
 from speculators_patches import patches
+from speculators_patches.export import spec
 from speculators_patches.registry import Patch
 
 BEGIN = "<!-- patches: written by `python -m speculators_patches upstream-table --write` -->"
 END = "<!-- end of patches -->"
 
 HEADER = (
-    "| patch | defect | versions | upstream | fixed in | remove when | proof |\n"
-    "|---|---|---|---|---|---|---|\n"
+    "| patch | defect | versions | shown in | upstream | fixed in | remove when | proof | "
+    "as a pull request |\n"
+    "|---|---|---|---|---|---|---|---|---|\n"
 )
 
 
@@ -25,12 +29,38 @@ def row(patch: Patch) -> str:
         f"`{patch.name}`",
         patch.defect + learning + named,
         versions,
-        patch.upstream,
+        _shown_in(patch),
+        _upstream(patch),
         patch.fixed_in or "none",
         patch.remove_when,
         f"`{patch.proof}`",
+        _exported(patch.name),
     )
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
+
+
+def _shown_in(patch: Patch) -> str:
+    """First and last version with the defect among those that the patch was run on."""
+    affected = [version for version in map(Version, patch.tested) if version in patch.needed]
+    if len(affected) < 2:
+        return str(affected[0]) if affected else "none"
+    return f"{min(affected)} to {max(affected)}"
+
+
+def _upstream(patch: Patch) -> str:
+    """The record's link, and what is known of its state from the exported pull request."""
+    exported = spec.table().get(patch.name)
+    return (
+        f"{patch.upstream}; {exported.related}" if exported and exported.related else patch.upstream
+    )
+
+
+def _exported(name: str) -> str:
+    """Subjects of the exported pull requests, and how the overlay differs."""
+    exported = spec.table().get(name)
+    if exported is None:
+        return "not exported"
+    return "; ".join(f"{step.subject} (here: {step.differs})" for step in exported.steps)
 
 
 def render() -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+_TAKEN = r"[Aa]ddress already in use"
+
 # vLLM's own words in its log -> what they mean and what to do. First match wins.
 _CAUSES: tuple[tuple[str, str], ...] = (
     (
@@ -22,7 +24,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         "it ran out of memory; lower gpu_memory_utilization or max_model_len, or free memory",
     ),
     (
-        r"[Aa]ddress already in use",
+        _TAKEN,
         "its port was taken while it started; start it again or give another port",
     ),
     (
@@ -98,6 +100,11 @@ def cause_in_log(path: Path) -> str | None:
             groups = {key: value.strip() for key, value in match.groupdict().items() if value}
             return meaning.format(**groups)
     return None
+
+
+def port_was_taken(path: Path) -> bool:
+    """Whether vLLM's log says that another program had its port."""
+    return re.search(_TAKEN, _read_end(path)) is not None
 
 
 def _read_end(path: Path, size: int = 200_000) -> str:

@@ -21,8 +21,11 @@ from pathlib import Path
 
 # <request id>.safetensors, its .lock, and the staging files of recipes.cpu_hidden_states. The
 # trainer's own cache is called hs_<row>.safetensors.
-# The last form is what a trainer that was killed while it looked for room leaves.
-_PRODUCED = re.compile(r"((?:chat)?cmpl-[\w-]+\.safetensors)(?:\.lock|\.\d+\.tmp)?|\.room-\d+\.tmp")
+# .tmp and six letters is what safetensors writes before it renames; the last form is what a trainer
+# that was killed while it looked for room leaves.
+_PRODUCED = re.compile(
+    r"((?:chat)?cmpl-[\w-]+\.safetensors)(?:\.lock|\.\d+\.tmp)?|\.tmp\w{6}|\.room-\d+\.tmp"
+)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ class Observer:
             return Snapshot(now, code=code)
         status = work = errors = None
         waiting: int | None = None
-        with contextlib.suppress(httpx.HTTPError):
+        # ValueError: a page that is not Prometheus's, or is cut off.
+        with contextlib.suppress(httpx.HTTPError, ValueError):
             status = self._client.get("/health").status_code
             reply = self._client.get("/metrics")
             if reply.status_code == 200:

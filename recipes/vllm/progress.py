@@ -5,6 +5,10 @@ gauges of the moment when it stopped. So the judge looks at counters: while some
 answer they must move. Whoever takes the snapshots sends a request of its own when they have been
 still for a while (`is_canary_due`), so that somebody always does.
 
+What is judged is the server, not the single request: vLLM tells the ages of none. One that hangs
+while others are answered is not seen here; its client's time-out ends it, and it is asked again
+(request_timeout in training and extraction, regenerate_read_timeout in regenerate).
+
 Time is counted between snapshots, never more than `longest_step_s` for one pair: a watcher that was
 itself suspended, with the machine or by a debugger, must not blame the server for it.
 """

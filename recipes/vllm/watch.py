@@ -115,7 +115,8 @@ class Watcher:
         return ", ".join(parts)
 
     def _speed(self) -> str:
-        known = [one for one in self._snapshots if one.work is not None]
+        # Copied in one go: the watcher's thread may append while this one looks.
+        known = [one for one in tuple(self._snapshots) if one.work is not None]
         if len(known) < 2 or known[-1].at <= known[0].at:
             return "vLLM is up"
         rate = (known[-1].work or 0) - (known[0].work or 0)

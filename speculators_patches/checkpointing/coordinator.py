@@ -15,6 +15,17 @@ from typing import Any, Protocol
 
 from speculators_patches.checkpointing.errors import SaveFailedError
 
+# A gathered value is padded to this many bytes, so that one collective does.
+GATHERED_BYTES = 8192
+
+
+def brief(text: str) -> str:
+    """`text` cut so that it can be gathered, whatever paths and letters it holds.
+
+    A value that does not fit would raise on one rank and leave the others waiting for it.
+    """
+    return text[: GATHERED_BYTES // 16]  # JSON writes up to 12 bytes for a character
+
 
 class Coordinator(Protocol):
     """The ranks of a run, seen from one of them."""
@@ -50,9 +61,6 @@ class Gloo:
         timeout_s: how long a rank waits for the others.
     """
 
-    # A gathered value is padded to this, so that one collective does.
-    _BYTES = 1024
-
     def __init__(self, timeout_s: float = 120.0):
         import torch.distributed as dist
 
@@ -65,9 +73,9 @@ class Gloo:
         import torch.distributed as dist
 
         data = json.dumps(value).encode()
-        if len(data) > self._BYTES:
-            raise ValueError(f"at most {self._BYTES} bytes can be gathered, got {len(data)}")
-        mine = torch.frombuffer(bytearray(data.ljust(self._BYTES)), dtype=torch.uint8)
+        if len(data) > GATHERED_BYTES:
+            raise ValueError(f"at most {GATHERED_BYTES} bytes can be gathered, got {len(data)}")
+        mine = torch.frombuffer(bytearray(data.ljust(GATHERED_BYTES)), dtype=torch.uint8)
         everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
         try:
             dist.all_gather(everyone, mine, group=self._group)

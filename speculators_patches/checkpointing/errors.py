@@ -19,5 +19,9 @@ class StoreBusyError(CheckpointError):
     """Another live process writes checkpoints into the same folder."""
 
 
+class UnfitError(CheckpointError):
+    """A state that must not be saved (a NaN in it); nothing was written. The text says what."""
+
+
 class SaveFailedError(CheckpointError):
     """A checkpoint could not be written; the previous ones are untouched."""

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from speculators_patches.checkpointing import durable, policy
 from speculators_patches.checkpointing.durable import Chunk
-from speculators_patches.checkpointing.errors import CorruptError, SaveFailedError
+from speculators_patches.checkpointing.errors import (
+    CheckpointError,
+    CorruptError,
+    SaveFailedError,
+    UnfitError,
+)
 from speculators_patches.checkpointing.manifest import FileEntry, seal, unseal
 from speculators_patches.checkpointing.saved import file_names, report_name
 from speculators_patches.checkpointing.store import Stage, Store
@@ -26,6 +31,8 @@ POLL_S = 0.02
 
 class Part(Protocol):
     """What a rank has to write (`state.Snapshot`)."""
+
+    def settle(self) -> None: ...
 
     def tensor_chunks(self) -> Any: ...
 
@@ -44,6 +51,8 @@ class Save:
     tags: tuple[str, ...]
     meta: Mapping[str, Any]
     timeout_s: float
+    # Raises UnfitError if this rank's part must not be saved.
+    check: Callable[[], None] = lambda: None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -58,6 +67,7 @@ class Published:
 
 
 def _write_part(stage: Stage, save: Save) -> None:
+    save.check()
     tensor_file, tree_file = file_names(save.rank)
     chunks: list[Chunk] = list(save.part.tensor_chunks())
     stage.add(tensor_file, chunks, "tensors")
@@ -68,6 +78,7 @@ def publish_rank0(store: Store, save: Save, keep: policy.Keep, *, read_back: boo
     """Rank 0: write, wait for the others, commit, read back, prune.
 
     Raises:
+        UnfitError: some rank's state must not be saved; nothing was published.
         SaveFailedError: nothing was published and the staging folder is removed, unless the text
             says that it is in place (the disk failed after the rename).
         CorruptError: published, but it does not read back; it is not counted when pruning.
@@ -86,6 +97,8 @@ def publish_rank0(store: Store, save: Save, keep: policy.Keep, *, read_back: boo
                 f"it: {error}"
             ) from error
         left = _abandon(stage)
+        if isinstance(error, UnfitError):
+            raise
         more = f"; {left} could not be removed" if left else ""
         raise SaveFailedError(f"step {stage.step} was not saved: {error}{more}") from error
     notes: list[str] = []
@@ -118,6 +131,7 @@ def publish_other(save: Save) -> Published:
     """Ranks above 0: write, report, and wait to see it committed.
 
     Raises:
+        UnfitError: this rank's state must not be saved.
         SaveFailedError: this rank could not write, or rank 0 did not commit.
     """
     stage = Stage(save.root, save.stage)
@@ -125,7 +139,10 @@ def publish_other(save: Save) -> Published:
         stage.join()
         _write_part(stage, save)
         durable.sync_folder(stage.path)
-    except OSError as error:
+    except UnfitError as error:
+        _report(stage, save.rank, {"unfit": str(error)})
+        raise
+    except (OSError, CheckpointError) as error:
         for name in file_names(save.rank):  # give the space back, so that the report fits
             (stage.path / name).unlink(missing_ok=True)
         _report(stage, save.rank, {"error": str(error)})
@@ -167,6 +184,8 @@ def _await_report(stage: Stage, rank: int, save: Save) -> dict[str, FileEntry]:
                     f"rank {rank} did not report within {save.timeout_s:.0f} s"
                 ) from None
             time.sleep(POLL_S)
+    if "unfit" in content:
+        raise UnfitError(content["unfit"])
     if "error" in content:
         raise SaveFailedError(f"rank {rank} could not write its part: {content['error']}")
     files = {name: FileEntry(**entry) for name, entry in content["files"].items()}

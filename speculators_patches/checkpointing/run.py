@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from speculators_patches.checkpointing import fingerprint as fp
 from speculators_patches.checkpointing import reading, rng, tree
 from speculators_patches.checkpointing.coordinator import Alone, Coordinator
@@ -31,6 +33,7 @@ from speculators_patches.checkpointing.errors import (
     CheckpointError,
     NotSameRunError,
     SaveFailedError,
+    UnfitError,
 )
 from speculators_patches.checkpointing.policy import Keep, When
 from speculators_patches.checkpointing.publish import (
@@ -86,6 +89,8 @@ class RunCheckpoints:
         state: this rank's live objects.
         fingerprint: what must be the same for a resume, the same on all ranks. `world_size` is
             added here and can't be overridden.
+        check: called in the background with a save's tensors (path -> copy in host memory) before
+            anything of it is written; raises UnfitError if they must not be saved, see `unfit`.
         on_failure: what `step` does after a save failed: "warn" (log an error and train on) or
             "raise".
         agree_every: in a distributed run, steps between two looks at rank 0's clock.
@@ -105,6 +110,7 @@ class RunCheckpoints:
         when: When | None = None,
         keep: Keep | None = None,
         coordinator: Coordinator | None = None,
+        check: Callable[[Mapping[str, torch.Tensor]], None] | None = None,
         on_failure: Literal["warn", "raise"] = "warn",
         agree_every: int = 10,
         read_back: bool = True,
@@ -117,11 +123,15 @@ class RunCheckpoints:
         self.keep = keep or Keep()
         self.ranks: Coordinator = coordinator or Alone()
         self.fields = [*fingerprint, fp.Field("world_size", self.ranks.world_size, False)]
+        self._fingerprint = fp.to_json(self.fields)
         self.on_failure = on_failure
         self.agree_every = agree_every
         self.read_back = read_back
         self.rank_timeout_s = rank_timeout_s
         self.last_committed: str | None = None
+        self._check = check
+        self._unfit = ""
+        self._fine = True  # how the newest save that has ended went
         self._clock = clock
         self._writer = Writer()
         self._now = _Progress(last_time=clock())
@@ -270,13 +280,22 @@ class RunCheckpoints:
             return began
         return self.flush(commit_s)
 
+    def unfit(self) -> str:
+        """Why a save was refused by `check`, on any rank of it; "" if none was.
+
+        The state it was made of, and so the live one, is spoilt: the caller should end the run.
+        """
+        self._hear()
+        return self._unfit
+
     def flush(self, timeout_s: float) -> bool:
         """Wait for the save under way; whether nothing is under way and the last one succeeded."""
         if not self._writer.flush(timeout_s):
             label, seconds = self._writer.under_way or ("a save", timeout_s)
             log.error("%s is not written after %.0f s; not waiting longer", label, seconds)
             return False
-        return self._hear()
+        self._hear()
+        return self._fine
 
     def close(self, timeout_s: float = 120.0) -> bool:
         """`flush`, and let go of the folder."""
@@ -325,7 +344,7 @@ class RunCheckpoints:
         part = self.state.capture(extra() if extra else None)
         content = {
             "cursor": cursor.to_json(),
-            "fingerprint": fp.to_json(self.fields),
+            "fingerprint": self._fingerprint,
             "meta": dict(meta or {}),
         }
         save = Save(
@@ -337,6 +356,7 @@ class RunCheckpoints:
             tags=tags,
             meta=tree.encode(content, lambda *_: False),
             timeout_s=self.rank_timeout_s,
+            check=lambda: self._check(part.tensors()) if self._check else None,
         )
         self._now = _Progress(
             last_step=cursor.global_step,
@@ -350,21 +370,24 @@ class RunCheckpoints:
         return True
 
     def _write(self, save: Save) -> Published:
+        save.part.settle()  # before the disk is touched, which may be slow
         if self._store is None:
             return publish_other(save)
         return publish_rank0(self._store, save, self.keep, read_back=self.read_back)
 
-    def _hear(self) -> bool:
-        """Log how saves ended; False if the last one failed."""
-        fine = True
+    def _hear(self) -> None:
+        """Take in and log how saves ended."""
         for outcome in self._writer.outcomes():
-            fine = outcome.error is None
+            self._fine = outcome.error is None
             if outcome.error is None:
                 self._tell_success(outcome)
             else:
                 self._now.failed = self._now.begun
-                self._tell_failure(outcome.error)
-        return fine
+                if isinstance(outcome.error, UnfitError):
+                    self._unfit = str(outcome.error)
+                    log.error("%s", self._unfit)
+                else:
+                    self._tell_failure(outcome.error)
 
     def _tell_success(self, outcome: Outcome) -> None:
         published: Published = outcome.result

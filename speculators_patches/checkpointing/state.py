@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -62,6 +63,14 @@ class Snapshot:
         """Bytes of tensor data and header."""
         return self._tensors.size
 
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Path -> its copy in host memory; waits for the device's copies (writer thread)."""
+        return self._tensors.tensors()
+
+    def settle(self) -> None:
+        """Take the copy now if it was left for later; see `TrainingState.capture`."""
+        self._tensors.settle()
+
     def tensor_chunks(self) -> Iterable[Chunk]:
         """The safetensors file; waits for the device's copies (writer thread)."""
         return self._tensors.chunks()
@@ -80,6 +89,9 @@ class TrainingState:
             changed earlier is taken for given).
         optimizers: every parameter in them must be the model's.
         rank: this rank.
+
+    Attributes:
+        waited_s: seconds that optimizers have waited for copies so far.
 
     Raises:
         CheckpointError: a parameter or state that can't be stored exactly.
@@ -100,6 +112,12 @@ class TrainingState:
         self.schedulers = list(schedulers)
         self.rank = rank
         self._arena = Arena()
+        self._newest: Filled | None = None
+        self.waited_s = 0.0
+        self._is_hooked = all(hasattr(one, "register_step_pre_hook") for one in self.optimizers)
+        if self._is_hooked:
+            for optimizer in self.optimizers:
+                optimizer.register_step_pre_hook(self._before_step)
         parameters = dict(self.model.named_parameters())
         persistent = self.model.state_dict(keep_vars=True).keys()
         buffers = {n: b for n, b in self.model.named_buffers() if n in persistent}
@@ -110,6 +128,7 @@ class TrainingState:
         for name, tensor in self._tensors.items():
             if not storable(_local(tensor)):
                 raise CheckpointError(f"{name!r} ({tensor.dtype}) can't be stored exactly")
+        self._trained = {name for name, p in parameters.items() if p.requires_grad}
         self._changed: set[str] = set()
         self._versions = {name: _version(tensor) for name, tensor in self._tensors.items()}
         self._frozen = {
@@ -166,6 +185,9 @@ class TrainingState:
     def capture(self, extra: Mapping[str, Any] | None = None) -> Snapshot:
         """Copy the state out; the training thread pays for nothing else.
 
+        In host memory the copy of what only optimizers change is left for the writer thread; an
+        optimizer that comes first takes it itself.
+
         The previous snapshot must have been written: the memory is used again.
 
         Args:
@@ -175,7 +197,26 @@ class TrainingState:
             CheckpointError: something that can't be stored exactly, named.
         """
         document, tensors = self._collect(extra)
-        return Snapshot(document, self._arena.copy_in(tensors))
+        later = {path for path in tensors if self._only_steps_change(path)}
+        self._newest = self._arena.copy_in(tensors, later)
+        return Snapshot(document, self._newest)
+
+    def _only_steps_change(self, path: str) -> bool:
+        """Whether nothing but an optimizer's step changes the tensor: then a copy can wait for it.
+
+        On the CPU the copy is then made beside the next forward pass. Should something else change
+        it, torch's version counter tells, and the save fails.
+        """
+        if not self._is_hooked:
+            return False
+        is_moment = path.startswith("optimizers/") and "/state/" in path
+        return is_moment or path.removeprefix("model/") in self._trained
+
+    def _before_step(self, *_: Any) -> None:
+        began = time.perf_counter()
+        if self._newest is not None:
+            self._newest.settle()
+        self.waited_s += time.perf_counter() - began
 
     def prepare(self) -> None:
         """Get host memory ready in the background; after the first step, when states exist."""
@@ -261,6 +302,7 @@ class TrainingState:
             NotSameRunError: as `check`; nothing was changed then.
         """
         self.check(saved)
+        self._before_step()
         with torch.no_grad():
             for name, value in saved.tree["model"].items():
                 tensor = self._tensors[name]

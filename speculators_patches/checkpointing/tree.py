@@ -38,7 +38,10 @@ def encode(value: Any, put: Put, path: str = "") -> Any:
     if isinstance(value, bytes):
         return {"$bytes": base64.b64encode(value).decode("ascii")}
     if type(value) in (list, tuple):
-        items = [encode(one, put, f"{below}{i}") for i, one in enumerate(value)]
+        if {*map(type, value)} <= {int}:  # Python's random state is 625 of them
+            items = list(value)
+        else:
+            items = [encode(one, put, f"{below}{i}") for i, one in enumerate(value)]
         return items if type(value) is list else {"$tuple": items}
     if isinstance(value, Mapping):
         if all(type(key) is str and not key.startswith("$") for key in value):

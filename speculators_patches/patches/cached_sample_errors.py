@@ -117,13 +117,17 @@ class CheckedTransfer:
         return None
 
 
-def wait_until_unlocked(lock: Path) -> None:
+def wait_until_unlocked(lock: Path, limit: float | None = None) -> None:
     """Waits until no live process holds `lock`; a lock file that nobody holds is none.
 
+    Args:
+        limit: seconds; None: SPECULATORS_PATCHES_LOCK_WAIT_S.
+
     Raises:
-        TimeoutError: it is still held after SPECULATORS_PATCHES_LOCK_WAIT_S seconds.
+        TimeoutError: it is still held after that.
     """
-    limit = stops.setting("SPECULATORS_PATCHES_LOCK_WAIT_S", 10.0, 0.0, 86400.0)
+    if limit is None:
+        limit = stops.setting("SPECULATORS_PATCHES_LOCK_WAIT_S", 10.0, 0.0, 86400.0)
     deadline = time.monotonic() + limit
     while True:
         try:

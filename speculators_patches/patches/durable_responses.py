@@ -10,8 +10,8 @@ ends, requests have time limits, and too many failures end the run with exit cod
 `--endpoint` may list several servers of one model, separated by commas (`endpoints`). In the
 environment: `SPECULATORS_PATCHES_ERROR_SHARE` (0.02 of the conversations),
 `SPECULATORS_PATCHES_CONNECT_TIMEOUT_S` (10), `SPECULATORS_PATCHES_READ_TIMEOUT_S` (900, for one
-whole answer), `SPECULATORS_PATCHES_SERVER_WAIT_S` (900, for a server that is down) and
-`SPECULATORS_PATCHES_SYSTEM_PROMPT` (given to conversations without one).
+whole answer), `SPECULATORS_PATCHES_SERVER_WAIT_S` (900, for servers that are down or a full disk),
+and `SPECULATORS_PATCHES_SYSTEM_PROMPT` (given to conversations without one).
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class _Run:
     error_share: float
     connect_s: float
     read_s: float
+    wait_s: float
     system_prompt: str
     task: Any
     stopped: str = ""
@@ -131,6 +132,7 @@ async def run(**options: Any) -> None:
             error_share=setting("SPECULATORS_PATCHES_ERROR_SHARE", 0.02, 0.0, 1.0),
             connect_s=setting("SPECULATORS_PATCHES_CONNECT_TIMEOUT_S", 10.0, 0.001, 1e6),
             read_s=setting("SPECULATORS_PATCHES_READ_TIMEOUT_S", 900.0, 0.001, 1e6),
+            wait_s=wait,
             system_prompt=os.environ.get("SPECULATORS_PATCHES_SYSTEM_PROMPT", ""),
             task=asyncio.current_task(),
             expected=options.get("limit"),
@@ -204,7 +206,15 @@ async def worker(session: Any, queue: Any, **options: Any) -> None:
             "whole. Make room and run the same command again"
         )
 
-    options["out_fh"] = _Rows(options["out_fh"], disk_failed)
+    def disk_full(error: OSError) -> None:
+        import typer
+
+        typer.echo(
+            f"speculators_patches: an answer waits for room ({error.strerror or error}), up to "
+            f"{this.wait_s:g} s"
+        )
+
+    options["out_fh"] = _Rows(options["out_fh"], disk_failed, this.wait_s, disk_full)
     options["err_fh"] = _Errors(options["err_fh"])
     await _originals["_worker"](session, queue, **options)
 

@@ -31,7 +31,7 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
-from speculators_patches import stops
+from speculators_patches import patience, stops
 from speculators_patches.registry import Patch, Target
 
 _TRAINER = "speculators.train.trainer:Trainer"
@@ -224,7 +224,12 @@ def setup_model(self: Any) -> None:
         from speculators.train import distributed as topology
 
         is_gloo = dist.get_backend() == "gloo"
-        group = dist.group.WORLD if is_gloo else dist.new_group(backend="gloo")
+        # Where a rank that has its data waits for one that waits for its producer.
+        group = (
+            dist.group.WORLD
+            if is_gloo
+            else dist.new_group(backend="gloo", timeout=patience.group_timeout())
+        )
         scale = topology.get_dp_size() == dist.get_world_size()
     on_missing = getattr(getattr(self.train_loader, "dataset", None), "on_missing", None)
     _run = Run(group, bool(scale), by_choice=on_missing in ("skip", "warn"))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ PATCH = Patch(
             fingerprints={_ALL: "ed615ce1e105ccd8"},
             observed=True,
         ),
-        # Its effects are those of `Run._improve`.
+        # Its effects are those of `folders.Folders.improve`.
         Target(
             "speculators.train.trainer",
             "Trainer.maybe_update_best",
@@ -145,12 +145,14 @@ _resolve: Any = None
 _setup_trainer: Any = None
 _setup_optimizer: Any = None
 _schedulers_step: Any = None
+_theirs: Mapping[str, Any] = {}
 _settings: Settings | None = None  # from the command line; None: from the environment
+_config: Any = None  # upstream's, from the same command line
 
 
 def resolve(cls: Any, argv: list[str] | None = None) -> Any:
     """Upstream's, without our flags; they still appear in the recorded command."""
-    global _settings
+    global _settings, _config
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         _settings, theirs = take(words)
@@ -158,6 +160,7 @@ def resolve(cls: Any, argv: list[str] | None = None) -> Any:
         raise SystemExit(f"speculators_patches: {error}") from None
     config = _resolve(cls, theirs)
     config._argv = [sys.argv[0], *words]
+    _config = config
     return config
 
 
@@ -185,25 +188,50 @@ def setup_trainer(self: Any) -> None:
 
     checkpointer = self.checkpointer
     save_path: Path = checkpointer.path
-    self._step_records = bool(reading.records(save_path / names.STORE))
-    if self.resume_from_checkpoint and checkpointer.previous_epoch != -1:
-        if self._step_records:
-            _start_at(checkpointer, None)
-        else:
-            newest = epoch_folder.newest_complete(save_path)
-            if newest != checkpointer.previous_epoch:
-                logger.warning(
-                    f"{checkpointer.prev_path} is not complete (upstream was killed while it "
-                    f"saved): passed over for {'nothing' if newest is None else newest}"
-                )
-            _start_at(checkpointer, newest)
-            if newest is not None:
-                logger.warning(
-                    f"taking over a run of plain upstream from {checkpointer.prev_path}: its "
-                    "weights and moments were stored in bf16 and without random state, so what "
-                    "follows is not exactly the run that was begun"
-                )
+    records, newest = _seen_by_rank_0(
+        self,
+        lambda: (
+            bool(reading.records(save_path / names.STORE)),
+            epoch_folder.newest_complete(save_path),
+        ),
+    )
+    self._step_records = records
+    if self.resume_from_checkpoint and records:
+        _start_at(checkpointer, None)
+    elif self.resume_from_checkpoint:
+        if checkpointer.previous_epoch not in (-1, newest):
+            logger.warning(
+                f"{checkpointer.prev_path} is not complete (upstream was killed while it "
+                f"saved): passed over for {'nothing' if newest is None else newest}"
+            )
+        _start_at(checkpointer, newest)
+        if newest is not None:
+            _warn_of_taking_over(checkpointer.prev_path)
     _setup_trainer(self)
+
+
+def _seen_by_rank_0(trainer: Any, look: Callable[[], Any]) -> Any:
+    """What `look()` finds on the disk, the same for all: network file systems lag behind."""
+    found = [look() if trainer.rank == 0 else None]
+    if trainer.is_distributed:
+        import torch.distributed as dist
+
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def _warn_of_taking_over(folder: Path) -> None:
+    from speculators_patches.step_checkpoints import epoch_folder
+
+    logger.warning(
+        f"taking over a run of plain upstream from {folder}: its weights and moments were stored "
+        "in bf16 and without random state, so what follows is not exactly the run that was begun"
+    )
+    if late := epoch_folder.newer_than_its_state(folder):
+        logger.warning(
+            f"{folder / late} is newer than the {epoch_folder.STATE} beside it: upstream was "
+            "killed while it saved, and weights, moments and position are of different steps"
+        )
 
 
 def _start_at(checkpointer: Any, epoch: int | None) -> None:
@@ -224,7 +252,7 @@ def setup_optimizer(self: Any) -> None:
         raise SystemExit(f"speculators_patches: {error}") from None
     with _in_one_sentence():
         self._step_checkpoints = Run(
-            self, settings, continued=self._step_records and self.resume_from_checkpoint
+            self, settings, _config, continued=self._step_records and self.resume_from_checkpoint
         )
         if self.rank == 0:  # which holds the store's lock now: what lies there is nobody's
             epoch_folder.sweep(self.checkpointer.path)
@@ -245,18 +273,33 @@ def _check_save_best(trainer: Any) -> None:
 def schedulers_step(self: Any) -> None:
     """Upstream's; after it a step's update is complete."""
     _schedulers_step(self)
-    self._step_checkpoints.update_done()
+    if _is_ours(self):
+        self._step_checkpoints.update_done()
 
 
 def maybe_save_checkpoint(self: Any, epoch: int | str, local_step: int = 0) -> None:
     """Called in the middle of an epoch by --checkpoint-freq below 1: a step checkpoint."""
-    self._step_checkpoints.request_save()
+    if _is_ours(self):
+        self._step_checkpoints.request_save()
+    else:
+        _theirs[_SAVE](self, epoch, local_step)
 
 
 def run_training(self: Any) -> None:
     """See `step_checkpoints.run.Run.train`."""
+    if not _is_ours(self):
+        logger.warning(
+            f"{type(self).__name__} sets up its optimizers itself: its checkpoints are upstream's"
+        )
+        _theirs[_RUN](self)
+        return
     with _in_one_sentence():
         self._step_checkpoints.train()
+
+
+def _is_ours(trainer: Any) -> bool:
+    """False for a trainer made without `setup_optimizer`: a subclass with one of its own."""
+    return hasattr(trainer, "_step_checkpoints")
 
 
 def export_checkpoint(checkpoint: Path, output: Path) -> None:
@@ -268,11 +311,13 @@ def export_checkpoint(checkpoint: Path, output: Path) -> None:
 
 def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:
     """See `registry`."""
-    global _resolve, _setup_trainer, _setup_optimizer, _schedulers_step, _main, _settings
-    _settings = None
+    global _resolve, _setup_trainer, _setup_optimizer, _schedulers_step, _settings, _config
+    _settings = _config = None
     _resolve = originals[_RESOLVE]
     _setup_trainer, _setup_optimizer = originals[_SETUP], originals[_OPTIMIZER]
     _schedulers_step = originals[_SCHEDULE]
+    global _theirs
+    _theirs = originals
     return {
         _RESOLVE: resolve,
         _SETUP: setup_trainer,

@@ -3,12 +3,16 @@
 `prepare-data` no longer counts tokens by default, and without `token_freq.pt` the trainer drops
 `--draft-vocab-size` with a warning and trains the verifier's whole vocabulary: for Gemma 4 262,144
 logits a position instead of 32,000, eight times the memory and a drafter that is slower to serve.
+It keeps what it has built beside the data in two files, written in place: cut off by a kill or a
+full disk they end every later run. Here they are looked at first, and built again if they are not
+a mapping.
 
 0.5 to 0.7 have the same fallback in a script outside the package, where no patch can reach it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from packaging.specifiers import SpecifierSet
 from speculators_patches.registry import Patch, Target
 
 _GENERATE = "speculators.train.cli:_generate_vocab_mappings"
+_PARSE = "speculators.train.cli:parse_vocab_mappings"
 
 PATCH = Patch(
     name="strict_draft_vocab",
@@ -35,7 +40,6 @@ PATCH = Patch(
             "speculators.train.cli",
             "parse_vocab_mappings",
             fingerprints={">=0.8.1,<0.9.1": "7100730da8e29b4f"},
-            observed=True,
         ),
     ),
     upstream="no issue found; #1081 made the mappings explicit and kept the fallback",
@@ -45,7 +49,37 @@ PATCH = Patch(
     tested=("0.8.1", "0.9.0"),
 )
 
+logger = logging.getLogger("speculators")
+
 _generate: Any = None
+_parse: Any = None
+
+
+def parse_vocab_mappings(args: Any) -> Any:
+    """Upstream's, after removing kept mappings that are none."""
+    from speculators.train.distributed import get_rank
+
+    size = args.draft_vocab_size
+    if size is not None and not args.d2t_path and get_rank() == 0:
+        kept = [Path(args.data_path) / f"{name}-{size}.npy" for name in ("d2t", "t2d")]
+        if any(path.exists() for path in kept) and not _is_mapping(kept[0], kept[1], size):
+            logger.warning(f"{kept[0]} and {kept[1].name} are no mapping; they are built again")
+            for path in kept:
+                path.unlink(missing_ok=True)
+    return _parse(args)
+
+
+def _is_mapping(d2t_path: Path, t2d_path: Path, size: int) -> bool:
+    """Whether the files hold what `size` draft tokens (int64 offsets) and all target tokens (bool,
+    True where the drafter has the token) say of one another."""
+    import numpy as np
+
+    try:
+        d2t, t2d = np.load(d2t_path), np.load(t2d_path)
+    except (OSError, ValueError, EOFError):
+        return False
+    chosen = np.flatnonzero(t2d)
+    return d2t.shape == (size,) and np.array_equal(chosen, d2t + np.arange(size))
 
 
 def generate_vocab_mappings(args: Any, data_path: Path) -> Any:
@@ -81,6 +115,6 @@ def _refusal(args: Any, path: Path, why: str) -> SystemExit:
 
 def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:
     """See `registry`."""
-    global _generate
-    _generate = originals[_GENERATE]
-    return {_GENERATE: generate_vocab_mappings}
+    global _generate, _parse
+    _generate, _parse = originals[_GENERATE], originals[_PARSE]
+    return {_GENERATE: generate_vocab_mappings, _PARSE: parse_vocab_mappings}

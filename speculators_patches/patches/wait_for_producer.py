@@ -17,30 +17,39 @@ unavailable too (SPECULATORS_PATCHES_SAMPLE_TRIES); it is asked by itself from i
 so that its neighbours are not taken for culprits. Both are named in the log and count as upstream's
 failures do. Hidden states that do not fit the sample or are not finite go upstream's own way.
 
-In upstream's --max-retries terms each request is tried once; the waiting is done here. With several
-ranks keep the time below the process group's timeout (NCCL: 10 minutes unless set).
+A request that hangs by itself while the server answers others is not seen from outside: it lasts
+--request-timeout seconds (120) at the most, is then one that failed, and is asked again.
+
+In upstream's --max-retries terms each request is tried once; the waiting is done here. Of several
+ranks those that have their data wait for the one that has not: process groups get a timeout of
+twice the wait and 10 minutes more (NCCL's own is 10 minutes), and all ranks hear of a producer that
+is gone for good before the next step, not at every 50th as upstream, so that none trains on alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
-from speculators_patches import stops
+from speculators_patches import patience, stops
+from speculators_patches.blame import blame
 from speculators_patches.registry import Patch, Target
 
 _ASK = "speculators.data_generation.vllm_client:generate_hidden_states"
 _ONCE = "speculators.train.data:ArrowDataset._generate_hidden_states_once"
 _READ = "speculators.train.data:ArrowDataset._get_raw_data"
+_CONSUME = "speculators.train.recovery:BatchRecoveryCoordinator.consume"
 _SYNCHRONIZE = "speculators.train.recovery:BatchRecoveryCoordinator.synchronize"
+_DISTRIBUTED = "speculators.train.distributed:maybe_setup_distributed"
 _RESOLVE = "speculators.train.config.schema:TrainConfig.resolve"
 _MAIN = "speculators.train.cli:main"
 _BOTH = ">=0.8.1,<0.9.1"
@@ -66,6 +75,16 @@ PATCH = Patch(
             "speculators.train.data",
             "ArrowDataset._get_raw_data",
             fingerprints={"==0.8.1": "86fea1bf97ba7ea9", "==0.9.0": "895579f24b1fd49c"},
+        ),
+        Target(
+            "speculators.train.distributed",
+            "maybe_setup_distributed",
+            fingerprints={_BOTH: "e195d6bf511f0910"},
+        ),
+        Target(
+            "speculators.train.recovery",
+            "BatchRecoveryCoordinator.consume",
+            fingerprints={_BOTH: "eb1f526c79ff5b3a"},
         ),
         Target(
             "speculators.train.recovery",
@@ -110,8 +129,6 @@ PATCH = Patch(
     tested=("0.8.1", "0.9.0"),
 )
 
-MINUTES = "SPECULATORS_PATCHES_PRODUCER_WAIT_MINUTES"
-TRIES = "SPECULATORS_PATCHES_SAMPLE_TRIES"
 _MARK = "producer gone: "
 
 logger = logging.getLogger("speculators")
@@ -119,10 +136,12 @@ logger = logging.getLogger("speculators")
 _ask: Any = None
 _once: Any = None
 _get_raw_data: Any = None
+_consume: Any = None
 _synchronize: Any = None
+_setup_distributed: Any = None
 _resolve: Any = None
 _main: Any = None
-_handle: str | None = None  # of the last answer in this process
+_handle: str | None = None  # of the last answer in this process that had one
 
 
 class ProducerGone(stops.RunStopped):
@@ -133,15 +152,21 @@ class SampleAtFault(BaseException):
     """A request fails because of what it asks. Not an `Exception`: no guard asks it once more."""
 
 
-Blame = Literal["away", "struck", "refused", "other"]
-
-
 def ask(*args: Any, **kwargs: Any) -> Any:
-    """Upstream's request, tried once; remembers where the answer is stored."""
+    """Upstream's request, tried once; remembers where the answer is stored.
+
+    Returns when its file is written, or has not been for as long as the request may take:
+    upstream's 10 s for that make a slow disk a failure.
+    """
+    from speculators_patches.patches.cached_sample_errors import wait_until_unlocked
+
     global _handle
-    _handle = None
     answer = _ask(*args, **(kwargs | {"max_retries": 0}))
-    _handle = answer[0] if isinstance(answer, tuple) else answer
+    handle = answer[0] if isinstance(answer, tuple) else answer
+    _handle = handle
+    if Path(handle).is_absolute():
+        with contextlib.suppress(OSError):  # upstream finds it out
+            wait_until_unlocked(Path(f"{handle}.lock"), kwargs.get("timeout") or 120.0)
     return answer
 
 
@@ -160,7 +185,7 @@ def generate_once(self: Any, *args: Any) -> Any:
         raise Gone(producer.gone)
     tokens = args[-2]["input_ids"].tolist()
     discard = partial(_discard, self.transfer)
-    limit = stops.setting(TRIES, 3, 1, 10**6)
+    limit = patience.tries()
     strikes = 0
     while True:
         try:
@@ -170,15 +195,21 @@ def generate_once(self: Any, *args: Any) -> Any:
             else:
                 sample = _once(self, *args)
         except Exception as error:
-            blame, why = _blame(self, error)
-            if blame == "other":
+            # Without a client not even the model's name could be had.
+            whose, why = blame(error, reached=self.client is not None)
+            is_another = "explicit model name" in why and not producer.has_answered
+            # One that extracts, and never was ours: there is nothing to wait for.
+            if is_another and producer.problem(tokens[:4], discard) is None:
+                producer.gone = f"{producer.url} is not the verifier's server: {why}"
+                raise Gone(producer.gone) from error
+            if whose == "other":
                 raise
-            if blame == "refused" and producer.problem(tokens[:4], discard) is not None:
-                blame = "away"  # it refuses anything: another program may have its port
-            strikes += blame == "struck" and not producer.has_no_room(tokens, _folder())
-            if blame == "refused" or strikes >= limit:
+            if whose == "refused" and producer.problem(tokens[:4], discard) is not None:
+                whose = "away"  # it refuses anything: another program may have its port
+            strikes += whose == "struck" and not producer.has_no_room(tokens, _folder())
+            if whose == "refused" or strikes >= limit:
                 producer.not_to_blame()
-                times = "" if blame == "refused" else f" {strikes} times"
+                times = "" if whose == "refused" else f" {strikes} times"
                 raise SampleAtFault(f"its own request failed{times}: {why}") from error
             self.client = None  # set up anew, which also looks who answers there
             producer.wait(why, tokens, _folder(), discard)
@@ -187,39 +218,12 @@ def generate_once(self: Any, *args: Any) -> Any:
             return sample
 
 
-def _blame(dataset: Any, error: Exception) -> tuple[Blame, str]:
-    """Whose fault a failed round trip is, and a clause that says what happened.
-
-    away: the server could not be asked at all. struck: it was, and failed. refused: it does not
-    like the sample. other: none of these.
-    """
-    import httpx
-    import openai
-    from safetensors import SafetensorError
-
-    why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200].rstrip('. ')}"
-    if dataset.client is None:  # not even its model's name could be had
-        return "away", why
-    if isinstance(error, openai.APIStatusError):
-        if error.status_code in (408, 425, 429):
-            return "away", why
-        return ("struck" if error.status_code >= 500 else "refused"), why
-    if isinstance(error, openai.APIConnectionError):
-        unreached = isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout)
-        return ("away" if unreached else "struck"), why
-    missing = str(error).startswith("Failed to load hidden states")
-    if missing or isinstance(error, SafetensorError | OSError):
-        return "struck", f"the file that the server promised cannot be read ({why})"
-    return "other", why
-
-
 def _producer(dataset: Any) -> Any:
     from speculators_patches.producer import Producer
 
     found = vars(dataset).get("_producer")
     if found is None:
-        minutes = stops.setting(MINUTES, 15.0, 0.0, 100_000.0)
-        found = dataset._producer = Producer(dataset.vllm_endpoint, minutes * 60)
+        found = dataset._producer = Producer(dataset.vllm_endpoint, patience.wait_s())
     return found
 
 
@@ -259,6 +263,21 @@ def get_raw_data(self: Any, index: int) -> Any:
         )
 
 
+def setup_distributed(*args: Any, **kwargs: Any) -> None:
+    """Upstream's, with process groups that outlast a rank's wait for the producer."""
+    with patience.groups():
+        _setup_distributed(*args, **kwargs)
+
+
+def consume(self: Any, batch: dict[str, Any], *, synchronize: bool = False) -> None:
+    """Upstream's, with every rank asked at every batch whether its producer is gone.
+
+    Raises:
+        ProducerGone: see `synchronize`.
+    """
+    _consume(self, batch, synchronize=True)
+
+
 def synchronize(self: Any) -> None:
     """Upstream's; what ends the run there is one sentence.
 
@@ -282,7 +301,7 @@ def resolve(cls: Any, argv: list[str] | None = None) -> Any:
     except argparse.ArgumentError as error:
         raise SystemExit(f"speculators_patches: {error}") from None
     if found.producer_wait_minutes is not None:
-        os.environ[MINUTES] = found.producer_wait_minutes
+        os.environ[patience.MINUTES] = found.producer_wait_minutes
     config = _resolve(cls, rest)
     config._argv = [sys.argv[0], *words]
     return config
@@ -294,21 +313,25 @@ def main(*args: Any, **kwargs: Any) -> Any:
 
 
 def _main_after_a_look(*args: Any, **kwargs: Any) -> Any:
-    stops.setting(MINUTES, 15.0, 0.0, 100_000.0)
-    stops.setting(TRIES, 3, 1, 10**6)
+    patience.wait_s()
+    patience.tries()
     return _main(*args, **kwargs)
 
 
 def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:
     """See `registry`."""
-    global _ask, _once, _get_raw_data, _synchronize, _resolve, _main
+    global _ask, _once, _get_raw_data, _consume, _synchronize, _setup_distributed, _resolve, _main
     _ask, _once, _get_raw_data = originals[_ASK], originals[_ONCE], originals[_READ]
-    _synchronize, _resolve, _main = originals[_SYNCHRONIZE], originals[_RESOLVE], originals[_MAIN]
+    _consume, _synchronize = originals[_CONSUME], originals[_SYNCHRONIZE]
+    _setup_distributed = originals[_DISTRIBUTED]
+    _resolve, _main = originals[_RESOLVE], originals[_MAIN]
     return {
         _ASK: ask,
         _ONCE: generate_once,
         _READ: get_raw_data,
+        _CONSUME: consume,
         _SYNCHRONIZE: synchronize,
+        _DISTRIBUTED: setup_distributed,
         _RESOLVE: resolve,
         _MAIN: main,
     }

@@ -81,7 +81,7 @@ def publish(
             "finished": finished,
         }
         (staged / STATE).write_text(json.dumps(state))
-        _flush(staged)
+        flush(staged)
         put_in_place(staged, checkpointer.path / str(epoch))
         _label(checkpointer.path, epoch, "end" if epoch_ended else f"step{local_step}")
     except Exception as failure:
@@ -129,10 +129,24 @@ def newest_complete(save_path: Path) -> int | None:
     """The newest epoch folder from which upstream can resume, or None."""
     epochs = [
         int(path.name)
-        for path in save_path.iterdir()
+        for path in (save_path.iterdir() if save_path.is_dir() else ())
         if path.name.isdecimal() and path.is_dir() and not path.is_symlink()
     ]
     return next((one for one in sorted(epochs, reverse=True) if _complete(save_path, one)), None)
+
+
+def newer_than_its_state(folder: Path) -> str | None:
+    """A file that upstream wrote after `training_state.json`, which it writes last, or None.
+
+    Upstream saves over a folder file by file; killed in between, it leaves files of two saves.
+    """
+    try:
+        written = (folder / STATE).stat().st_mtime_ns
+        parts = ("model.safetensors", "optimizer_state_dict.pt", "scheduler_state_dict.pt")
+        found = [name for name in parts if (folder / name).exists()]
+        return next((n for n in found if (folder / n).stat().st_mtime_ns > written), None)
+    except OSError:
+        return None
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -175,7 +189,8 @@ def _is_upstreams(target: Path) -> bool:
     return all(_KNOWN.fullmatch(path.name) for path in target.iterdir())
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
+    """fsync of every file in `folder` and of its names."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

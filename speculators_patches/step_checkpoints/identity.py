@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from speculators_patches import overlay, patches
 from speculators_patches.checkpointing.fingerprint import Field, digest
 
 
@@ -15,11 +16,16 @@ def fields(trainer: Any) -> list[Field]:
     model = getattr(trainer.model, "module", trainer.model)
     return [
         *_data(trainer),
-        *_model(model),
+        *model_fields(model),
+        Field("model.attention", _attention(model)),
         *_training(trainer),
         # Another kind of device computes other bits and has other random generators.
         Field("device", str(trainer.device_type), overridable=False),
         Field("sharded", bool(trainer.is_distributed and trainer.config.fsdp_shard), False),
+        Field(
+            "patches.learning",
+            [name for name in overlay.in_force() if patches.table()[name].changes_learning],
+        ),
     ]
 
 
@@ -29,6 +35,8 @@ def _data(trainer: Any) -> list[Field]:
         sampler: Any = getattr(loader, "batch_sampler", None)
         if hasattr(sampler, "lengths"):
             found.append(Field(f"data.{name}_rows", digest(int(n) for n in sampler.lengths)))
+        if tokens := _tokens(getattr(loader, "dataset", None)):
+            found.append(Field(f"data.{name}_tokens", tokens))
     sampler = getattr(trainer.train_loader, "batch_sampler", None)
     if hasattr(sampler, "batch_max_length"):
         found.append(Field("data.total_seq_len", int(sampler.batch_max_length)))
@@ -38,10 +46,28 @@ def _data(trainer: Any) -> list[Field]:
     return found
 
 
-def _model(model: Any) -> list[Field]:
+# Rows as long as before may hold other text, above all where all are cut to the same length.
+_ROWS_READ = 64
+
+
+def _tokens(dataset: Any) -> str | None:
+    """Digest of the tokens and masks of rows spread over the data set; None if it has no table."""
+    table: Any = getattr(dataset, "data", None)
+    if not {"input_ids", "loss_mask"} <= set(getattr(table, "column_names", None) or ()):
+        return None
+    plain = table.with_format(None)
+    numbers: list[int] = []
+    for index in range(0, len(plain), max(1, len(plain) // _ROWS_READ)):
+        row = plain[index]
+        numbers += [*map(int, row["input_ids"]), *map(int, row["loss_mask"])]
+    return digest(numbers)
+
+
+def model_fields(model: Any) -> list[Field]:
+    """What the shapes of a drafter's tensors do not tell."""
     layers = getattr(model, "target_layer_ids", None)
     found = [
-        Field("model.class", type(model).__name__),
+        Field("model.class", _class(model)),
         Field("model.target_layers", None if layers is None else [int(one) for one in layers]),
         Field("model.architecture", _architecture(getattr(model, "config", None))),
     ]
@@ -112,11 +138,22 @@ def _architecture(config: Any) -> str:
         for name, value in (layer.to_dict() if layer is not None else {}).items()
         if name not in _NOT_THE_MODEL
     }
-    told["attention"] = getattr(layer, "_attn_implementation", None)
     for name in ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"):
         told[name] = getattr(config, name, None)
     text = json.dumps(told, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _class(model: Any) -> str:
+    """The drafter's own class; FSDP2 makes each model one of a new class `FSDP<name>`."""
+    kinds = (kind.__name__ for kind in type(model).__mro__)
+    return next(name for name in kinds if not name.startswith("FSDP"))
+
+
+def _attention(model: Any) -> str:
+    """How the layers compute it: other bits for another one, but the same drafter."""
+    layer = getattr(getattr(model, "config", None), "transformer_layer_config", None)
+    return str(getattr(layer, "_attn_implementation", None))
 
 
 def settings_changed(differences: Any) -> bool:

@@ -7,15 +7,12 @@ moment at which weights, counters and random generators agree.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from speculators_patches.step_checkpoints import stopping
-
-logger = logging.getLogger("speculators")
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,3 @@ class Watched:
 
 
 _END = object()
-
-
-def warn_of_noise(loader: Any) -> None:
-    """0.8 adds noise to hidden states, from generators that live and die with the workers."""
-    if loader.num_workers and getattr(loader.dataset, "transform", None) is not None:
-        logger.warning(
-            "--noise-std above 0 with --num-workers above 0: a resumed run draws other noise than "
-            "one that was never stopped; everything else is exact (use --num-workers 0 or "
-            "--noise-std 0 for an exact resume)"
-        )

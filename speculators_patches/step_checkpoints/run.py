@@ -14,21 +14,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from speculators_patches import finite
+from speculators_patches import finite, patience
 from speculators_patches.checkpointing import names, rng
-from speculators_patches.checkpointing.coordinator import Alone, Coordinator, Gloo
+from speculators_patches.checkpointing.coordinator import Alone, Coordinator, Gloo, brief
 from speculators_patches.checkpointing.cursor import Cursor
-from speculators_patches.checkpointing.errors import CheckpointError, SaveFailedError
+from speculators_patches.checkpointing.errors import CheckpointError, SaveFailedError, UnfitError
 from speculators_patches.checkpointing.run import Found, RunCheckpoints
 from speculators_patches.checkpointing.state import TrainingState
-from speculators_patches.step_checkpoints import best, epoch_folder, identity, schedules
-from speculators_patches.step_checkpoints.loaders import Events, Watched, warn_of_noise
+from speculators_patches.step_checkpoints import best, identity, noise, provenance, schedules
+from speculators_patches.step_checkpoints.folders import Folders
+from speculators_patches.step_checkpoints.loaders import Events, Watched
 from speculators_patches.step_checkpoints.settings import Settings
 from speculators_patches.step_checkpoints.stopping import Interrupted, Signals
 
 logger = logging.getLogger("speculators")
 
-# A rank may wait this long for the slowest one's batch; upstream's own limit for gloo.
+# A rank may wait this long for the slowest one's batch: torch's limit for gloo, or longer where the
+# producer is waited for longer.
 _RANKS_TIMEOUT_S = 1800.0
 # On the way down after an error the other ranks may be gone or stuck.
 _LAST_CALL_S = 20.0
@@ -41,13 +43,16 @@ class Run:
 
     Args:
         settings: from the command line.
+        config: upstream's TrainConfig from the command line, if it came from there.
         continued: whether there are checkpoints in the save path to resume from.
 
     Raises:
         CheckpointError: not the same run, no whole checkpoint, or the folder is in use.
     """
 
-    def __init__(self, trainer: Any, settings: Settings, *, continued: bool) -> None:
+    def __init__(
+        self, trainer: Any, settings: Settings, config: Any = None, *, continued: bool
+    ) -> None:
         self.trainer = trainer
         self.signals = Signals()
         self.cursor = Cursor(trainer.current_epoch, trainer._resume_local_step, trainer.global_step)
@@ -57,29 +62,38 @@ class Run:
         self._generators: dict[str, Any] | None = None
         self._restore_generators_of: Found | None = None
         self._begun: Cursor | None = None  # where the newest save stands
-        self._best_by = settings.best_by
         self._validated_at: int | None = None
-        self._published_at: int | None = None
+        self._provenance = provenance.of(trainer, config)
 
         ranks: Coordinator = Alone()
         self._last_call: Coordinator | None = None
         if trainer.is_distributed:
-            ranks = Gloo(_RANKS_TIMEOUT_S)
+            ranks = Gloo(max(_RANKS_TIMEOUT_S, patience.group_timeout().total_seconds()))
             self._last_call = Gloo(_LAST_CALL_S)
-        self.saves = RunCheckpoints(
-            trainer.checkpointer.path / names.STORE,
-            TrainingState(trainer.model, trainer.optimizers, trainer.schedulers, rank=ranks.rank),
-            identity.fields(trainer),
-            when=settings.when,
-            keep=settings.keep,
-            coordinator=ranks,
+        self._noise, noise_fields = noise.install(trainer.train_loader)
+        root = trainer.checkpointer.path / names.STORE
+        try:
+            self.saves = RunCheckpoints(
+                root,
+                TrainingState(
+                    trainer.model, trainer.optimizers, trainer.schedulers, rank=ranks.rank
+                ),
+                [*identity.fields(trainer), *noise_fields],
+                when=settings.when,
+                keep=settings.keep,
+                coordinator=ranks,
+                check=self._refuse_nonfinite,
+            )
+        except OSError as error:
+            raise CheckpointError(f"checkpoints can't be kept in {root}: {error}") from error
+        self._folders = Folders(
+            trainer, self.saves, self._assert_finite, commit_s=_COMMIT_S, best_by=settings.best_by
         )
         self._alone = ranks.world_size == 1
         if continued:
             self._resume(settings)
         for optimizer in trainer.optimizers:
             optimizer.register_step_pre_hook(self._before_update)
-        warn_of_noise(trainer.train_loader)
         self._watch_loaders()
 
     # --- resuming ---------------------------------------------------------------------------
@@ -98,15 +112,23 @@ class Run:
             schedules.advance(trainer.schedulers, meta["schedule_steps"])
         for one in found.differences:
             logger.warning(f"resuming although {one}")
+        if others := provenance.differences(meta, self._provenance):
+            logger.warning(
+                f"what follows may differ in its last bits from a run that was never stopped: "
+                f"{'; '.join(others)}"
+            )
         trainer.current_epoch = cursor.epoch
         trainer._resume_local_step = cursor.local_step if cursor.phase == "train" else 0
         trainer._resume_global_step = trainer.global_step = cursor.global_step
         # A value of another kind says nothing about this one's.
-        if meta["best_val_loss"] is not None and meta.get("best_by", best.LOSS) == self._best_by:
+        same_kind = meta.get("best_by", best.LOSS) == settings.best_by
+        if meta["best_val_loss"] is not None and same_kind:
             trainer.best_val_loss = meta["best_val_loss"]
         if meta["run_id"] is not None:
             trainer.checkpointer._patches_run_id = meta["run_id"]  # see save_best_scope
         self._validated_at = meta["validated_at"]
+        if meta["missed_best"] is not None and same_kind:
+            self._folders.missed_best = meta["missed_best"]
         self.cursor = self._begun = cursor
         self._restore_generators_of = found
         logger.info(
@@ -161,7 +183,7 @@ class Run:
         if self._requested:
             self._requested = False
             self._save("frequency", wait_s=0.0)
-        elif self.saves.step(self.cursor, meta=self._meta(), extra=self._checked):
+        elif self.saves.step(self.cursor, meta=self._meta()):
             self._begun = self.cursor
 
     def _count_step(self) -> None:
@@ -180,10 +202,14 @@ class Run:
         self._generators = None
 
     def _stop_if_asked(self) -> None:
-        number = self.signals.received
+        """Raises Interrupted after a signal, NonFiniteState after a save that was refused."""
+        number, unfit = self.signals.received, self.saves.unfit()
         if not self._alone:
-            answers = self.saves.ranks.gather({"signal": number or 0})
+            answers = self.saves.ranks.gather({"signal": number or 0, "unfit": brief(unfit)})
             number = max(answer["signal"] for answer in answers) or None
+            unfit = next((answer["unfit"] for answer in answers if answer["unfit"]), "")
+        if unfit:
+            raise finite.NonFiniteState(unfit)
         if number is not None:
             raise Interrupted(number)
 
@@ -191,20 +217,34 @@ class Run:
 
     def _meta(self) -> dict[str, Any]:
         trainer = self.trainer
-        reached = float(trainer.best_val_loss)
         return {
-            "best_val_loss": reached if math.isfinite(reached) else None,
-            "best_by": self._best_by,
+            "best_val_loss": _or_none(trainer.best_val_loss),
+            "best_by": self._folders.best_by,
             "run_id": getattr(trainer.checkpointer, "_patches_run_id", None),
             "schedule_steps": [int(one.last_epoch) for one in trainer.schedulers],
             "validated_at": self._validated_at,
+            "missed_best": _or_none(self._folders.missed_best),
+            **self._provenance,
         }
 
-    def _checked(self) -> Mapping[str, Any]:
-        """Called when a save begins.
+    def _refuse_nonfinite(self, tensors: Mapping[str, Any]) -> None:
+        """`RunCheckpoints.check`: no trained weight and no moment with a NaN is ever written."""
+        model = getattr(self.trainer.model, "module", self.trainer.model)
+        trained = {f"model/{name}" for name, p in model.named_parameters() if p.requires_grad}
+        try:
+            finite.assert_finite(
+                (path.removeprefix("model/"), tensor)
+                for path, tensor in tensors.items()
+                if path in trained or path.startswith("optimizers/")
+            )
+        except finite.NonFiniteState as error:
+            raise UnfitError(str(error)) from None
+
+    def _assert_finite(self) -> None:
+        """For upstream's folders; step checkpoints are looked at in the background.
 
         Raises:
-            finite.NonFiniteState: nothing is written then.
+            finite.NonFiniteState: on all ranks.
         """
         model = getattr(self.trainer.model, "module", self.trainer.model)
         bad = ""
@@ -213,10 +253,9 @@ class Run:
         except finite.NonFiniteState as error:
             bad = str(error)
         # A shard of another rank may be bad while ours is not: all of them stop, or none.
-        for answer in self.saves.ranks.gather({"bad": bad}):
+        for answer in self.saves.ranks.gather({"bad": brief(bad)}):
             if answer["bad"]:
                 raise finite.NonFiniteState(answer["bad"])
-        return {}
 
     def _save(self, *tags: str, wait_s: float, commit_s: float | None = None) -> bool:
         # A save takes the generators in use: they must be those from which training goes on.
@@ -224,41 +263,12 @@ class Run:
             self.saves.restore_rng(self._restore_generators_of)
         elif self._generators is not None:
             rng.restore(self._generators)
-        options: dict[str, Any] = {"meta": self._meta(), "extra": self._checked}
-        done = self.saves.save(self.cursor, *tags, wait_s=wait_s, commit_s=commit_s, **options)
+        done = self.saves.save(
+            self.cursor, *tags, meta=self._meta(), wait_s=wait_s, commit_s=commit_s
+        )
         if done:
             self._begun = self.cursor
         return done
-
-    def _publish(self, *, finished: bool, epoch_ended: bool) -> None:
-        """Upstream's folder of this epoch, as it is now; every rank learns whether it is there.
-
-        Raises:
-            epoch_folder.PublishFailed: only if `finished`; otherwise it is logged.
-        """
-        if self.saves.last_committed is None:
-            # Killed between this folder and the first commit, the run would be taken over from it,
-            # which is not exact.
-            self.saves.flush(_COMMIT_S)
-        failure: epoch_folder.PublishFailed | None = None
-        try:
-            epoch_folder.publish(
-                self.trainer,
-                self.cursor.epoch,
-                self.cursor.local_step,
-                finished=finished,
-                epoch_ended=epoch_ended,
-            )
-        except epoch_folder.PublishFailed as error:
-            failure = error
-        # Only rank 0 writes, and what follows has collective calls: all go the same way.
-        told = self.saves.ranks.gather({"failure": str(failure or "")})[0]["failure"]
-        if not told:
-            self._published_at = self.trainer.global_step
-        elif finished:
-            raise failure or epoch_folder.PublishFailed(told)
-        else:
-            logger.error(f"{told}; training goes on")
 
     # --- training ---------------------------------------------------------------------------
 
@@ -286,6 +296,7 @@ class Run:
 
     def _epochs(self) -> None:
         last = self.trainer.config.num_epochs - 1
+        has_trained = False
         while True:
             if self.cursor.phase == "epoch_done":
                 if self._at_max_steps() or self.cursor.epoch >= last:
@@ -294,9 +305,11 @@ class Run:
             if self.cursor.epoch > last:
                 logger.warning(f"nothing to train: all {last + 1} epochs are done")
                 return
+            has_trained = True
             if not self._one_epoch(is_last=self.cursor.epoch == last):
                 break
-        self._make_final_folder()
+        self._folders.make_the_last(self.cursor)
+        self._folders.insist_on_best(has_trained=has_trained)
 
     def _one_epoch(self, *, is_last: bool) -> bool:
         """Trains, publishes and validates what is left of an epoch; whether it was all of it."""
@@ -305,13 +318,12 @@ class Run:
         if self.cursor.phase == "train":
             whole = self._train_to_its_end(epoch)
         finished = is_last or self._at_max_steps()
-        if not trainer.config.save_best and (finished or epoch_folder.due(trainer.config, epoch)):
-            self._publish(finished=finished, epoch_ended=whole)
+        self._folders.after_epoch(self.cursor, finished=finished, epoch_ended=whole)
         self._stop_if_asked()
         tags = ["epoch"] if whole else ["max_steps"]
         if whole or self._validated_at != trainer.global_step:
             metrics = trainer.val_epoch(epoch)
-            if self._improve(epoch, metrics, epoch_ended=whole):
+            if self._folders.improve(self.cursor, metrics, epoch_ended=whole):
                 tags.append("best")
             self._validated_at = trainer.global_step
         self._generators = None
@@ -321,14 +333,32 @@ class Run:
             tags.append("final")
         # A slow disk may cost this save: then the validation is done again after a resume.
         wanted = finished or "best" in tags
-        self._save(
+        committed = self._save(
             *tags, wait_s=_WAIT_S if wanted else 0.0, commit_s=_COMMIT_S if finished else None
         )
         self._stop_if_asked()
+        if finished:
+            self._insist_on_the_last(committed)
         return whole
+
+    def _insist_on_the_last(self, committed: bool) -> None:
+        """A run whose end is nowhere on the disk has not succeeded.
+
+        Raises:
+            SaveFailedError: on all ranks, if the last save failed on one.
+        """
+        if all(answer["done"] for answer in self.saves.ranks.gather({"done": committed})):
+            return
+        raise SaveFailedError(
+            f"all {self.trainer.global_step} steps are trained, but their checkpoint could not be "
+            f"written to {self.saves.root} (see the log); free space or mend the disk and run the "
+            f"same command: it goes on from {self.saves.last_committed or 'the beginning'}"
+        )
 
     def _train_to_its_end(self, epoch: int) -> bool:
         trainer = self.trainer
+        if self._noise is not None:
+            self._noise.begin(epoch)
         if hasattr(trainer.train_loader.batch_sampler, "set_epoch"):
             trainer.train_loader.batch_sampler.set_epoch(epoch)
         batches = len(trainer.train_loader)
@@ -346,42 +376,6 @@ class Run:
     def _at_max_steps(self) -> bool:
         limit = self.trainer.config.max_steps
         return limit is not None and self.cursor.global_step >= limit
-
-    def _improve(
-        self, epoch: int, metrics: Mapping[str, float] | None, *, epoch_ended: bool
-    ) -> bool:
-        """Makes this epoch `checkpoint_best` if its validation is the best so far, by `best_by`."""
-        trainer = self.trainer
-        value = best.value(metrics or {}, self._best_by)
-        if metrics and value is None:
-            logger.warning(
-                f"{best.FLAG} {self._best_by}: validation reports no such acceptance (is its patch "
-                "skipped, or the drafter no EAGLE-3 one?), so no checkpoint becomes the best"
-            )
-        if value is None or not value < trainer.best_val_loss or not math.isfinite(value):
-            return False
-        if trainer.config.save_best:
-            self._checked()
-        if self._published_at != trainer.global_step:
-            self._publish(finished=False, epoch_ended=epoch_ended)
-        if self._published_at != trainer.global_step:
-            return False  # it could not be written; the log says so
-        trainer.best_val_loss = value
-        trainer.checkpointer.save_val_metrics(epoch, metrics)
-        trainer.checkpointer.update_best_symlink(epoch)
-        logger.info(f"Updated checkpoint_best -> {epoch} ({best.told(value, self._best_by)})")
-        if trainer.config.save_best:
-            trainer.checkpointer.cleanup_keep_only_best(best_epoch=epoch)
-        return True
-
-    def _make_final_folder(self) -> None:
-        """A run that was killed after its last step, but before its folder was there."""
-        trainer = self.trainer
-        folder = trainer.checkpointer.path / str(self.cursor.epoch)
-        state = epoch_folder.state_of(folder)
-        if trainer.config.save_best or state.get("global_step") == trainer.global_step:
-            return
-        self._publish(finished=True, epoch_ended=self.cursor.phase == "epoch_done")
 
     # --- on the way down --------------------------------------------------------------------
 
@@ -428,3 +422,7 @@ class Run:
     def begin_anew(self) -> None:
         """A run from scratch beside older checkpoints: from now on a resume finds this one."""
         self._save("start", wait_s=_WAIT_S, commit_s=_COMMIT_S)
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,8 +20,8 @@ from benchmarks.acceptance import main
 from benchmarks.asking import Cell, answer
 from benchmarks.client import Client
 from benchmarks.prompts import load_workload
-from benchmarks.runner import served_model
 from benchmarks.schema import ArmSpec, load
+from benchmarks.served import served
 from recipes import vllm_server
 from recipes.vllm_server import Server, ServerSpec
 from tests.e2e import looping_body
@@ -158,7 +159,7 @@ def test_differences_of_the_counters_are_the_requests_own_counts(
     url = servers[3].partition("=")[2]
     prompts = load_workload(folder / "prompts.jsonl")
     own = Cell(ArmSpec("lookup", N), 0.0, 1, 0, 64, 0, by_request=True)
-    with Client(url, served_model(url), raw=True) as client:
+    with Client(url, served(url).model, raw=True) as client:
         first = answer(client, own, prompts, lambda _: None)
         second = answer(client, replace(own, by_request=False), prompts, lambda _: None)
     assert {r.counted_by for r in first} == {"request"}
@@ -166,6 +167,58 @@ def test_differences_of_the_counters_are_the_requests_own_counts(
     assert sum(r.drafts for r in first) > 100
     for a, b in zip(first, second, strict=True):
         assert (a.drafts, a.draft_tokens, a.accepted) == (b.drafts, b.draft_tokens, b.accepted)
+
+
+def test_servers_that_are_not_what_they_are_called_give_no_speed(
+    folder: Path, servers: list[str], run: Run
+) -> None:
+    """Swapped addresses, and another n than the server's: each arm refused with its reason."""
+    plain, lookup = (text.rpartition("=")[2] for text in servers[1::2])
+    out = folder / "swapped"
+    code, _, errors = run(
+        "--endpoint", f"no speculation={lookup}", "--endpoint", f"lookup:{N}={plain}",
+        "--temperature", "0", "--out", str(out),
+    )  # fmt: skip
+    assert code == 1
+    assert "No arm could be measured" in errors
+    assert f"counts {N} positions" in errors
+    assert not list(out.glob("blocks/*"))
+
+    out = folder / "depth"
+    code, said, errors = run(
+        "--endpoint", f"no speculation={plain}", "--endpoint", f"lookup:{N - 1}={lookup}",
+        "--temperature", "0", "--out", str(out),
+    )  # fmt: skip
+    assert code == 0, errors
+    assert f"{N - 1} drafted tokens a step were asked for, but the server counts {N}" in said
+    assert all(r.n == 0 for r in load(out / "results.json").requests)
+
+
+def test_a_server_that_works_for_others_is_not_measured(
+    folder: Path, servers: list[str], run: Run
+) -> None:
+    url = servers[1].rpartition("=")[2]
+    stop = threading.Event()
+
+    def others() -> None:
+        with Client(url, served(url).model, raw=True) as client:
+            while not stop.is_set():
+                client.ask([{"role": "user", "content": "?"}], "another's", max_tokens=64)
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    try:
+        code, said, errors = run(
+            *servers, "--temperature", "0", "--limit", "4", "--blocks", "1",
+            "--out", str(folder / "busy"),
+        )  # fmt: skip
+    finally:
+        stop.set()
+        thread.join()
+    assert code == 0, errors
+    assert "The server answered others too while it was measured" in said
+    assert {r.n for r in load(folder / "busy" / "results.json").requests} == {N}
+    assert "nothing without speculation was measured" in said
 
 
 def test_an_interrupted_bench_keeps_its_blocks_and_goes_on(
@@ -198,19 +251,26 @@ def test_an_interrupted_bench_keeps_its_blocks_and_goes_on(
     assert len({(r.arm, r.prompt_id) for r in results.requests}) == 2 * looping_body.PROMPTS
 
 
-def test_a_server_that_refuses_is_reported_and_the_rest_measured(folder: Path, run: Run) -> None:
-    """Servers of the bench's own, one kind of which asks for more context than the body has."""
+def test_a_server_that_refuses_is_reported_and_the_rest_measured(
+    folder: Path, servers: list[str], run: Run
+) -> None:
+    """Servers of the bench's own, one kind of which asks for more context than the body has.
+
+    A server of the user's is not compared with ours: its flags are not known.
+    """
     out = folder / "refused"
     long = {**LOOKUP, "num_speculative_tokens": N, "server_flags": ["--max-model-len", "99999"]}
     code, said, errors = run(
         "--body", str(folder / "body"), "--max-model-len", "256", "--temperature", "0",
-        "--arm", f"lookup={json.dumps(long)}", "--out", str(out),
+        "--arm", f"lookup with flags={json.dumps(long)}", "--out", str(out), *servers[2:],
     )  # fmt: skip
     assert code == 0, errors
     results = load(out / "results.json")
     refused = {a.name: a.server_refused for a in results.arms if a.server_refused}
-    assert set(refused) == {"no speculation (--max-model-len 99999)", "lookup"}
-    assert {(r.arm, r.n) for r in results.requests} == {("no speculation", 0)}
+    assert set(refused) == {"no speculation (--max-model-len 99999)", "lookup with flags"}
+    assert {(r.arm, r.n) for r in results.requests} == {("no speculation", 0), ("lookup", N)}
+    assert "speedup" not in drafting_cell(out)
+    assert "lookup, n = 3: no ratio" in said
     for why in refused.values():
         assert "max_model_len" in str(why)
         assert str(why) in said

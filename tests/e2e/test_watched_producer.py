@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from recipes import vllm_server
+from recipes.vllm_server import Server, ServerSpec
 from tests.e2e import tiny_body
 from tests.e2e.watched_training import Place, Training, wait_until
 
@@ -92,6 +93,21 @@ def test_killed_in_the_middle_of_an_epoch_and_its_port_taken_meanwhile(
     assert any("cannot be used for server extraction" in sentence for sentence in said)
     (record,) = (place.folder / "logs-killed-states" / "incidents").iterdir()
     assert "was killed (SIGKILL)" in record.read_text()
+
+
+@pytest.mark.nightly
+def test_a_port_that_is_taken_before_vllm_has_it_is_another_one(place: Place) -> None:
+    """No stage has to wait for a person because another program was quicker."""
+    spec = ServerSpec("early", str(place.body), dtype="bfloat16", max_model_len=256)
+    squatter, said = Squatter(), list[str]()
+    with Server(spec, log=place.folder / "early.log") as server:
+        taken = server.spec.port
+        squatter.take(taken)
+        endpoint = server.wait_ready(say=said.append)
+        assert endpoint.base_url != f"http://127.0.0.1:{taken}"
+        assert f"early: port {taken} was taken, another one" in said
+        assert endpoint.counters().prompt_tokens > 0
+    squatter.leave()
 
 
 @pytest.mark.nightly

@@ -25,6 +25,7 @@ from torch.distributed.fsdp import fully_shard
 
 from speculators_patches.checkpointing import failpoints
 from speculators_patches.checkpointing.coordinator import Gloo
+from speculators_patches.checkpointing.errors import UnfitError
 from speculators_patches.checkpointing.fingerprint import Field
 from speculators_patches.checkpointing.policy import When
 from speculators_patches.checkpointing.run import RunCheckpoints
@@ -68,8 +69,20 @@ def bits(model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> str
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
-def live(root: Path, mode: str, rank: int, world: int) -> None:
-    """One rank's life; saves at every second step, and waits for each save."""
+def live(root: Path, mode: str, rank: int, world: int, unfit: int | None) -> None:
+    """One rank's life; saves at every second step, and waits for each save.
+
+    Args:
+        unfit: the rank whose part of the second save must not be written.
+    """
+    looked_at = 0
+
+    def check(_: object) -> None:
+        nonlocal looked_at
+        looked_at += 1
+        if rank == unfit and looked_at == 2:
+            raise UnfitError(f"rank {rank} is spoilt")
+
     model, optimizers = build(mode, rank)
     schedulers = [torch.optim.lr_scheduler.LambdaLR(o, lambda i: 1 / (1 + i)) for o in optimizers]
     state = TrainingState(model, optimizers, schedulers, rank=rank)
@@ -79,6 +92,7 @@ def live(root: Path, mode: str, rank: int, world: int) -> None:
         [Field("data.seed", 0)],
         when=When(2, None),
         coordinator=Gloo(timeout_s=20),
+        check=check,
         rank_timeout_s=5,
     ) as saves:
         step = 0
@@ -101,6 +115,7 @@ def live(root: Path, mode: str, rank: int, world: int) -> None:
                 losses.flush()
                 saves.step(at(step), extra=lambda: {"rank": rank})
                 saves.flush(30)
+        (root / f"unfit-{rank}").write_text(saves.unfit())
     (root / f"result-{rank}.json").write_text(json.dumps(bits(model, optimizers)))
 
 
@@ -114,7 +129,7 @@ def rank_process(request: Mapping[str, Any], rank: int, number: int) -> None:
         world_size=world,
         timeout=timedelta(seconds=20),
     )
-    live(root, request["mode"], rank, world)
+    live(root, request["mode"], rank, world, request["unfit"])
     dist.destroy_process_group()
 
 
@@ -155,11 +170,21 @@ class Worlds:
     def close(self) -> None:
         self._process.communicate(timeout=60)
 
-    def run(self, root: Path, mode: str, world: int = WORLD, **failpoints_: str) -> list[int]:
+    def run(
+        self,
+        root: Path,
+        mode: str,
+        world: int = WORLD,
+        *,
+        unfit: int | None = None,
+        **failpoints_: str,
+    ) -> list[int]:
         """Exit codes of the ranks; `rank0=`, `rank1=` arm failpoints."""
         root.mkdir(parents=True, exist_ok=True)
         armed = {name.removeprefix("rank"): points for name, points in failpoints_.items()}
-        request = {"root": str(root), "mode": mode, "world": world, "failpoints": armed}
+        request = {
+            "root": str(root), "mode": mode, "world": world, "unfit": unfit, "failpoints": armed
+        }  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")

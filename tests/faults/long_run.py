@@ -68,6 +68,7 @@ class Training:
         folder: of this run; made here.
         flags: upstream's and ours, after the usual ones.
         ranks: above 1: under torchrun.
+        torchrun: more options of torchrun's.
         zygote: fork the processes from this one instead of starting Python each time.
     """
 
@@ -78,11 +79,12 @@ class Training:
         *flags: str,
         version: str = "0.9.0",
         ranks: int = 1,
+        torchrun: tuple[str, ...] = (),
         zygote: Zygote | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.work, self.folder, self.version, self.ranks = work, folder, version, ranks
-        self.flags, self.zygote = flags, zygote
+        self.flags, self.zygote, self.torchrun = flags, zygote, torchrun
         self.out = folder / "out"
         # Of rank 0, if there are several; another rank's ends in its number.
         self.record = folder / ("record.jsonl0" if ranks > 1 else "record.jsonl")
@@ -103,7 +105,7 @@ class Training:
         environment |= {"RECORD": str(self.folder / "record.jsonl"), "COLUMNS": "1000"}
         if self.zygote is not None:
             return self.zygote.fork(self.arguments(*more), environment, self.log)
-        command = launcher(patches, self.ranks) + self.arguments(*more)
+        command = launcher(patches, self.ranks, self.torchrun) + self.arguments(*more)
         with self.log.open("ab") as log:
             return subprocess.Popen(
                 command,
@@ -174,9 +176,10 @@ class Training:
         }
 
 
-def launcher(patches: str, ranks: int = 1) -> list[str]:
+def launcher(patches: str, ranks: int = 1, options: tuple[str, ...] = ()) -> list[str]:
     """The command up to the flags of the training."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    torchrun += options
     return [
         sys.executable, *(torchrun if ranks > 1 else []), "-m", "speculators_patches", "run",
         "--only", patches, "tests/faults/probes/recorded_run.py", "--",
@@ -252,10 +255,12 @@ def stop(process: Any) -> None:
         process.wait(30)
 
 
-def wait_for(what: Callable[[], bool], process: Any, timeout_s: float = 180) -> None:
-    """Polls until `what()`; fails if the process ends first."""
+def wait_for(what: Callable[[], bool], process: Any = None, timeout_s: float = 180) -> None:
+    """Polls until `what()`; fails if the process, if one is given, ends first."""
     until = time.monotonic() + timeout_s
     while not what():
-        assert process.poll() is None, "the process ended before the test could act"
+        assert process is None or process.poll() is None, (
+            "the process ended before the test could act"
+        )
         assert time.monotonic() < until, "the process never came to where the test acts"
         time.sleep(0.005)

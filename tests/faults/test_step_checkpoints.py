@@ -6,6 +6,7 @@ the last checkpoint: weights, moments, schedules, random generators.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -13,12 +14,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from speculators_patches.checkpointing import names, reading
 from tests.faults.long_run import BATCHES, PATCHES, Training, Zygote, prepare, stop, wait_for
 from tests.faults.test_store_disk import fill, small_disk
 
@@ -155,6 +158,22 @@ def test_an_exception_saves_the_last_whole_step(run: Run, reference: Training) -
     assert_same(one, reference)
 
 
+@pytest.mark.parametrize("every", ["1", "100"], ids=["in the background", "on the way down"])
+def test_a_spoilt_weight_ends_the_run_and_reaches_no_checkpoint(
+    every: str, run: Run, reference: Training
+) -> None:
+    """A bit flips in memory, say: the loss is NaN from then on, and so would every save be."""
+    one = run(*BY_STEPS, "1")
+    assert one.interrupt(3, signal.SIGTERM, SLOW_S="0.05") == 143
+    before = one.checkpoints()[0].step
+    assert one.finish("--checkpoint-every-steps", every, POISON_AT="4") == 1
+    assert "NaN or infinity in fc.weight" in one.said()
+    assert one.checkpoints()[0].step in range(before, before + 5)
+    assert not (one.out / "0").exists()
+    assert one.finish() == 0
+    assert_same(one, reference)
+
+
 def test_max_steps_are_that_many_and_no_more(run: Run) -> None:
     one = run(*BY_STEPS, "100", "--max-steps", str(BATCHES + 4))
     assert one.finish() == 0
@@ -265,6 +284,46 @@ def test_a_bad_disk_costs_checkpoints_but_not_the_run(
     assert_same(one, reference)
 
 
+@pytest.mark.parametrize("flags", [(), ("--save-best",)], ids=["every epoch", "best"])
+def test_a_run_whose_end_is_not_saved_has_failed(
+    flags: tuple[str, ...], run: Run, reference: Training
+) -> None:
+    """Upstream's folders can be written, the last step checkpoint can't."""
+    one = run(*BY_STEPS, "100", *flags)
+    assert one.interrupt(BATCHES + 3, signal.SIGTERM, SLOW_S="0.02") == 143
+    newest = one.checkpoints()[0]
+    assert one.finish(SPECULATORS_PATCHES_FAILPOINTS="manifest.chunk=enospc") == 1
+    assert one.checkpoints()[0].name == newest.name
+    last = one.said().splitlines()[-1]
+    assert f"all {STEPS} steps are trained, but their checkpoint could not be written" in last
+    assert f"run the same command: it goes on from {newest.name}" in last
+    assert one.finish() == 0, one.said()[-3000:]
+    assert one.checkpoints()[0].tags[-1] == "final"
+    assert one.state() == reference.state()
+
+
+def test_a_best_that_could_not_be_written_is_no_success(run: Run, tmp_path: Path) -> None:
+    """The best epoch's folder met a full disk, a later one is worse: what is there is not best."""
+    from tests.compat import running
+
+    one = run(*BY_STEPS, "100", "--epochs", "3", "--save-best")
+    assert one.finish(NO_FOLDER_FOR="1", VALIDATION_LOSSES="0.9,0.5,0.7") == 1, one.said()[-3000:]
+    last = one.said().splitlines()[-1]
+    assert "the best validation (loss 0.500000) is not" in last
+    assert (one.out / "checkpoint_best").resolve().name == "2"
+    (best,) = [record for record in one.checkpoints() if "best" in record.tags]
+    assert best.step == 2 * BATCHES
+    exported = tmp_path / "best"
+    done = running.python(
+        "0.9.0", "-m", "speculators_patches", "checkpoints", "export", one.out, exported,
+        "--checkpoint", "best",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights(exported)
+    assert one.finish() == 0  # told once; the second time it is accepted
+    assert one.said().count("the best validation (loss 0.500000) is not") == 2
+
+
 def test_save_best_keeps_the_checkpoints(run: Run) -> None:
     one = run(*BY_STEPS, "5", "--save-best")
     assert one.finish() == 0, one.said()[-3000:]
@@ -289,11 +348,15 @@ def test_a_run_of_plain_upstream_is_taken_over(run: Run) -> None:
     assert not plain.checkpoints()
     shutil.copytree(plain.out / "0", plain.out / "1")  # a later save, torn
     (plain.out / "1" / "optimizer_state_dict.pt").write_bytes(b"PK\x03\x04 torn")
+    # As killed after the weights of a second save over the same folder.
+    state = (plain.out / "0" / "training_state.json").stat().st_mtime_ns
+    os.utime(plain.out / "0" / "model.safetensors", ns=(state + 1, state + 1))
     one = run("--num-workers", "0", "--scheduler-total-steps", str(STEPS), "--epochs", "2")
     assert one.finish() == 0
     said = " ".join(one.said().split())
     assert "is not complete" in said
     assert "not exactly the run that was begun" in said
+    assert "model.safetensors is newer than the training_state.json beside it" in said
     assert sorted(one.steps()) == list(range(STEPS))
     assert one.checkpoints()[0].step == STEPS
 
@@ -308,18 +371,63 @@ def test_other_optimizers_and_schedules(flags: tuple[str, ...], run: Run) -> Non
     assert_same(one, alone)
 
 
-def test_an_exported_checkpoint_is_the_drafter(reference: Training, tmp_path: Path) -> None:
+def export(one: Training, output: Path, *, store: Path | None = None) -> tuple[int, str]:
+    """Exit code and what it said."""
     from tests.compat import running
 
     done = running.python(
-        "0.9.0", "-m", "speculators_patches", "checkpoints", "export", reference.out,
-        tmp_path / "exported",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert weights(tmp_path / "exported") == weights(reference.out / "1")
+        "0.9.0", "-m", "speculators_patches", "checkpoints", "export", store or one.out, output
+    )
+    return done.returncode, done.stderr
+
+
+def test_an_exported_checkpoint_is_the_drafter(run: Run, tmp_path: Path) -> None:
+    one = run(*BY_STEPS, "100", "--no-norm-before-residual")
+    assert one.finish() == 0, one.said()[-3000:]
+    # Refused, but upstream has rewritten run.yaml by then: nothing may be taken from it.
+    assert run(*BY_STEPS, "100").finish() == 1
+    assert "model.architecture was" in one.said()
+    assert "norm_before_residual" not in (one.out / "run.yaml").read_text()
+    code, said = export(one, tmp_path / "exported")
+    assert code == 0, said[-3000:]
+    assert weights(tmp_path / "exported") == weights(one.out / "1")
     configs = [json.loads((p / "config.json").read_text())
-               for p in (tmp_path / "exported", reference.out / "1")]  # fmt: skip
+               for p in (tmp_path / "exported", one.out / "1")]  # fmt: skip
     assert configs[0] == configs[1]
+    assert configs[0]["norm_before_residual"] is False
+    shutil.copytree(one.out / names.STORE, tmp_path / "moved" / names.STORE)  # without run.yaml
+    code, said = export(one, tmp_path / "from_moved", store=tmp_path / "moved")
+    assert code == 0, said[-3000:]
+    assert weights(tmp_path / "from_moved") == weights(one.out / "1")
+
+
+def test_an_export_with_another_verifier_is_refused(run: Run, work: Path, tmp_path: Path) -> None:
+    own = tmp_path / "verifier"
+    shutil.copytree(work / "verifier", own)
+    one = run(*BY_STEPS, "100", "--verifier-name-or-path", str(own), "--epochs", "1")
+    assert one.finish() == 0, one.said()[-3000:]
+    file = own / "model.safetensors"
+    whole = file.read_bytes()
+    config = (own / "config.json").read_text()
+
+    other = json.loads(config) | {"rms_norm_eps": 0.5}
+    for change, says in (
+        (lambda: file.write_bytes(swapped(whole)), "is not the one that ckpt-"),
+        (lambda: (own / "config.json").write_text(json.dumps(other)), "model.architecture was"),
+        (lambda: shutil.rmtree(own), "can't be built again"),
+    ):
+        file.write_bytes(whole)
+        change()
+        code, said = export(one, tmp_path / "exported")
+        assert code == 1
+        assert says in said.splitlines()[-1]
+        assert not (tmp_path / "exported").exists()
+
+
+def swapped(data: bytes) -> bytes:
+    """A safetensors file with the data of its tensors turned round."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    return data[:start] + data[start:][::-1]
 
 
 def test_workers_outlive_a_signal_to_the_whole_group(run: Run, reference: Training) -> None:
@@ -370,6 +478,63 @@ def kill_at_random(one: Training, reference: Training, *, kills: int, seed: int)
     assert_same(one, reference)
 
 
+@pytest.mark.parametrize(
+    ("workers", "signals", "seed"),
+    [(0, 4, 1), (2, 1, 4), *((0, 20, seed) for seed in (2, 3)), (2, 8, 5)],
+)
+def test_signalled_at_random(
+    workers: int, signals: int, seed: int, run: Run, reference: Training
+) -> None:
+    """While it trains, saves or validates; saves are slow enough to be under way all the time."""
+    flags = ("--num-workers", str(workers), "--prefetch-factor", "2") if workers else ()
+    one = run(*BY_STEPS, "1", *flags)
+    chance = random.Random(seed)
+    met = {"training": 0, "validating": 0, "saving": 0}
+    while sum((met["training"], met["validating"])) < signals:
+        number = chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+        begun, seen = one.trained() + chance.randrange(1, 13), validated_batches(one)
+        if chance.random() < 0.5:
+            begun = STEPS * 99  # not before it validates
+        process = one.start(SLOW_S="0.1", SPECULATORS_PATCHES_FAILPOINTS="tree.chunk=sleep:0.06")
+        try:
+            wait_for(partial(has_come_to, one, begun, seen, process))
+            time.sleep(chance.random() * 0.2)
+            moment = "validating" if "validating" in one.lines()[-1] else "training"
+            saving = any((one.out / names.STORE).glob(".staging-*"))
+            with contextlib.suppress(ProcessLookupError):
+                signal_group(process.pid, number)
+            code = process.wait(60)
+        finally:
+            stop(process)
+        newest = one.checkpoints()[0]
+        reading.verify(newest)
+        if "final" in newest.tags:  # it came just before, at or after the end
+            assert code in (128 + number, -number, 0), one.said()[-3000:]
+            assert_same(one, reference)
+            shutil.rmtree(one.out)
+            one.record.unlink()
+        else:
+            assert code == 128 + number, one.said()[-3000:]
+            assert newest.step == len(one.steps())
+            met[moment] += 1
+            met["saving"] += saving
+    assert one.finish() == 0, one.said()[-3000:]
+    assert_same(one, reference)
+    if signals > 4:
+        assert all(met.values()), met
+
+
+def has_come_to(one: Training, begun: int, validated: int, process: Any) -> bool:
+    """So many batches are begun; or, if those are too many, one more is validated; or the end."""
+    by_batches = begun < STEPS * 99
+    came = one.trained() >= begun if by_batches else validated_batches(one) > validated
+    return came or process.poll() is not None
+
+
+def validated_batches(one: Training) -> int:
+    return sum("validating" in line for line in one.lines())
+
+
 def process_ended_within(process: Any, seconds: float) -> None:
     """Sleeps so long, less if the process ends."""
     until = time.monotonic() + seconds
@@ -385,7 +550,8 @@ def signal_group(pid: int, number: int) -> None:
 def test_on_older_versions(
     version: str, work: Path, tmp_path: Path, laid_out: Callable[[str], Path]
 ) -> None:
-    """0.8.1's data set adds noise, from the generators of this process; 0.7 has fewer patches."""
+    """0.7 has fewer patches. Both add noise to hidden states, which must not depend on who draws
+    it: interrupted with two workers it is the same run as one left alone without any."""
     laid_out(version)
     patches = PATCHES if version == "0.8.1" else "cpu_training,save_best_scope,step_checkpoints"
     zygote = Zygote(tmp_path, version, patches)
@@ -393,10 +559,14 @@ def test_on_older_versions(
         alone = Training(work, tmp_path / "alone", *BY_STEPS, "100", zygote=zygote)
         assert alone.finish() == 0, alone.said()[-3000:]
         assert sorted(alone.steps()) == list(range(STEPS))
+        quiet = Training(work, tmp_path / "quiet", *BY_STEPS, "100", zygote=zygote)
+        assert quiet.finish("--noise-std", "0") == 0
+        assert quiet.steps()[0]["train"] != alone.steps()[0]["train"]  # there is noise
         one = Training(work, tmp_path / "run", *BY_STEPS, "1", zygote=zygote)
-        assert one.interrupt(7, signal.SIGKILL, SLOW_S="0.05") == -signal.SIGKILL
+        workers = ("--num-workers", "2", "--prefetch-factor", "2")
+        assert one.interrupt(7, signal.SIGKILL, *workers, SLOW_S="0.05") == -signal.SIGKILL
         assert one.interrupt(BATCHES, signal.SIGTERM, SLOW_S="0.05") == 143
-        assert one.finish() == 0, one.said()[-3000:]
+        assert one.finish(*workers) == 0, one.said()[-3000:]
         assert_same(one, alone)
     finally:
         zygote.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.compat import running
 from tests.faults.long_run import BATCHES, Training, prepare, stop, wait_for
 
 pytestmark = pytest.mark.skipif(
@@ -68,6 +69,12 @@ def test_two_ranks_commit_together_and_go_on_exactly(
     assert one.state() == alone.state()
     last = ("1", "model.safetensors")
     assert (one.out.joinpath(*last)).read_bytes() == (alone.out.joinpath(*last)).read_bytes()
+
+    command = ("-m", "speculators_patches", "checkpoints", "export", one.out, tmp_path / "exported")
+    done = running.python("0.9.0", *command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    exported = (tmp_path / "exported" / "model.safetensors").read_bytes()
+    assert exported == one.out.joinpath(*last).read_bytes()
 
     single = Training(work, tmp_path / "run", *FLAGS, "2")
     single.log = tmp_path / "single.log"

@@ -16,11 +16,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from speculators_patches.checkpointing import policy, reading
-from speculators_patches.checkpointing.store import Store
+from speculators_patches.checkpointing.store import Stage, Store
 from tests.unit.test_checkpoint_store import content, expected, save
 
 
@@ -245,10 +246,16 @@ def test_power_loss_at_any_instant_leaves_the_previous_or_the_new_checkpoint(
     payloads = {step: bytes([64 + step]) * 40 for step in range(1, 5)}
     store_root = tmp_path / "saves"
     spans: list[tuple[int, int]] = []  # (disks recorded so far, steps durably committed)
-    with Store(store_root) as store:
+
+    class Told(Store):
+        def commit(self, stage: Stage, **rest: Any) -> reading.Record:
+            record = super().commit(stage, **rest)
+            spans.append((len(recorder), stage.step))  # before LATEST, which syncs the folder too
+            return record
+
+    with Told(store_root) as store:
         for step, payload in payloads.items():
             save(store, step, payload)
-            spans.append((len(recorder), step))
             store.newest()
             store.prune(policy.doomed(store.records(), policy.Keep(last=2)))
     monkeypatch.undo()

@@ -113,6 +113,17 @@ def test_one_rank_without_space_fails_the_save_for_all_and_training_goes_on(
     assert not list((tmp_path / "saves").glob(".*"))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_spoilt_part_of_one_rank_is_written_by_none_and_told_to_all(
+    worlds: Worlds, tmp_path: Path, rank: int
+) -> None:
+    assert worlds.run(tmp_path, "fsdp", unfit=rank) == [0, 0]
+    assert steps(tmp_path) == [8, 6, 2]
+    told = {(tmp_path / f"unfit-{one}").read_text() for one in (rank, 0)}
+    assert told == {f"rank {rank} is spoilt"}
+    assert not list((tmp_path / "saves").glob(".*"))
+
+
 def test_another_world_size_is_refused(worlds: Worlds, tmp_path: Path) -> None:
     assert worlds.run(tmp_path, "ddp") == [0, 0]
     before = steps(tmp_path)

@@ -91,6 +91,28 @@ def test_what_upstream_fails_on_is_one_sentence(
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.nightly
+def test_kept_mappings_that_were_cut_off_are_built_again(
+    laid_out: Callable[[str], Path], data: Path
+) -> None:
+    """What a full disk, or a kill, leaves of the second of the two files."""
+    laid_out("0.9.0")
+    counts = {token: 100 - token for token in range(64)}
+    torch.save(counts, data / "token_freq.pt")
+    assert ask("0.9.0", data, 32).stdout.splitlines()[-1] == "size 32"
+    kept = data / "t2d-32.npy"
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-20])
+    unpatched = ask("0.9.0", data, 32)
+    assert unpatched.returncode != 0, "upstream no longer has the defect"
+    done = ask("0.9.0", data, 32, "strict_draft_vocab")
+    assert done.stdout.splitlines()[-1] == "size 32", done.stderr[-2000:]
+    assert kept.read_bytes() == whole
+    before = kept.stat().st_mtime_ns
+    assert ask("0.9.0", data, 32, "strict_draft_vocab").returncode == 0
+    assert kept.stat().st_mtime_ns == before, "a good one is kept"
+
+
 def test_no_request_no_refusal(laid_out: Callable[[str], Path], data: Path) -> None:
     laid_out("0.9.0")
     done = ask("0.9.0", data, 0, "strict_draft_vocab")

@@ -11,7 +11,8 @@ import pytest
 from tests.compat import running
 from tests.faults.test_interruptible_retries import wait_for, waiting_run
 
-ENDURED = ("down", "dropped", "errors", "missing", "torn", "imposter")
+# hangs: one request, while the server answers the others; the client's time-out bounds it.
+ENDURED = ("down", "dropped", "errors", "missing", "torn", "hangs", "slow", "imposter", "plain")
 AT_FAULT = ("refused", "kills", "fails")
 
 
@@ -38,6 +39,9 @@ def test_a_server_that_is_gone_costs_no_sample(
         assert times == (1 if name == "refused" else 3), name
     # Those of canaries are gone; a torn one was removed by upstream.
     assert found["left"] == []
+    # Not waited for: nothing would change.
+    assert found["wrong_model"].startswith("unavailable True True producer gone: http://127.0.0.1:")
+    assert "explicit model name was passed (another)" in found["wrong_model"]
     assert found["gone"]["kind"] == "ProducerGone"
     assert found["gone"]["text"].startswith("no hidden states from http://127.0.0.1:")
     assert "nothing accepts connections there" in found["gone"]["text"]

@@ -44,7 +44,7 @@ COSTS = st.builds(
 
 def row(n: int, value: float, half: float = 0.05, *, refused: bool = False, c: int = 1) -> Measured:
     seen = Interval(value, value - half, value + half, half / 2, 40)
-    return Measured("B", n, "english", c, seen, refused)
+    return Measured("B", n, "english", c, seen, "degenerate text" if refused else "")
 
 
 def choice(concurrency: int, n: int) -> Choice:

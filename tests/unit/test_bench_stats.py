@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import stats
+from benchmarks.choose import Measured, choose_n
 from benchmarks.same_distribution import compare_distributions, holm
 from benchmarks.stats import Interval, StatsError, prompts_needed
 from benchmarks.wording import describe_difference, describe_ratio
@@ -86,6 +87,16 @@ def test_intervals_cover_the_truth_at_their_rate(
     assert 0.93 - slack <= covered / RUNS <= 0.995
 
 
+@pytest.mark.parametrize("prompts", [8, 20])
+def test_few_prompts_cover_nearly_as_well(monkeypatch: pytest.MonkeyPatch, prompts: int) -> None:
+    """8 is the fewest that anything is said about (`FEWEST_PROMPTS`)."""
+    monkeypatch.setitem(globals(), "PROMPTS", prompts)
+    rng = np.random.default_rng(16)
+    for run, truth in ((ratio_run, 1.3), (difference_run, 0.05)):
+        covered = sum(r.low <= truth <= r.high for r in (run(rng, k) for k in range(RUNS)))
+        assert 0.92 - 4 * math.sqrt(0.95 * 0.05 / RUNS) <= covered / RUNS <= 0.995
+
+
 def test_no_difference_is_rarely_called_one_and_a_known_one_is_found() -> None:
     rng = np.random.default_rng(12)
     null = [difference_run(rng, k, gap=0.0) for k in range(RUNS)]
@@ -93,6 +104,26 @@ def test_no_difference_is_rarely_called_one_and_a_known_one_is_found() -> None:
     assert false_alarms <= 0.07 + 5 * math.sqrt(0.05 * 0.95 / RUNS)
     found = sum(difference_run(rng, k, gap=0.1).low > 0 for k in range(50))
     assert found == 50
+
+
+def test_the_best_of_four_drafters_worth_nothing_is_rarely_recommended() -> None:
+    """They share the base's noise; the plain intervals would recommend one in 8 to 12 %."""
+    rng = np.random.default_rng(15)
+    plain = recommended = 0
+    for k in range(RUNS):
+        tokens = rng.gamma(2, 100, PROMPTS) + 5
+        seconds = tokens * rng.lognormal(-4, 0.3, PROMPTS)
+        base = seconds * rng.lognormal(0, 0.1, PROMPTS)
+        rows = [
+            Measured("B", n, "w", 1, stats.rate_ratio(
+                tokens, seconds * rng.lognormal(0, 0.1, PROMPTS), tokens, base,
+                resamples=DRAWS, seed=k))
+            for n in (1, 2, 3, 4)
+        ]  # fmt: skip
+        plain += any(r.speedup.low > 1 for r in rows)
+        recommended += choose_n(rows).n > 0
+    assert recommended / RUNS <= 0.025 + 4 * math.sqrt(0.025 * 0.975 / RUNS)
+    assert plain > recommended
 
 
 def test_pairing_narrows_the_interval() -> None:

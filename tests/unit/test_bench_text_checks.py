@@ -17,7 +17,7 @@ from benchmarks.text_checks import (
     compression_norm,
 )
 from benchmarks.text_measures import compressed_share, loops, units
-from tests.unit.bench_text_samples import GOOD, LANGUAGES, PHRASES
+from tests.unit.bench_text_samples import GOOD, LANGUAGES, ORDINARY, PHRASES, SNEAKY
 
 
 def checks(text: str, finish_reason: str = "length", **more: object) -> set[str]:
@@ -61,6 +61,65 @@ def test_a_loop_alone_is_caught_at_a_limit_of_200_tokens(phrase: str, finish_rea
     # The published bench's limit. About 4 characters a token in English, 1 in Chinese.
     budget = 200 if phrase.startswith("chinese") else 800
     assert checks((PHRASES[phrase] * budget)[:budget], finish_reason)
+
+
+@pytest.mark.parametrize("norm", [*COMPRESSION_NORMS.values(), None])
+@pytest.mark.parametrize("name", GOOD)
+def test_good_text_passes_under_every_norm(name: str, norm: float | None) -> None:
+    # A prompt of one workload may be answered with a table, in code, or in another language.
+    assert check_answer(GOOD[name], "length", norm=norm) == []
+
+
+@pytest.mark.parametrize("name", SNEAKY)
+def test_what_repeats_in_another_way_is_caught(name: str) -> None:
+    norm = COMPRESSION_NORMS["chinese" if name.startswith("chinese") else "english"]
+    assert checks(SNEAKY[name], norm=norm)
+
+
+def test_turns_are_invented_only_where_nobody_wanted_a_conversation() -> None:
+    text = SNEAKY["invented speakers"]
+    assert checks(text) == {"invented_turns"}
+    assert checks(text, prompt="Write a dialogue about capitals.") == set()
+    assert checks("Here is one:\n\n" + text.partition("\n")[2]) == set()
+
+
+def test_an_answer_is_not_copied_because_it_is_long() -> None:
+    prose = "\n\n".join(text for name, text in ORDINARY.items() if "essay" in name)
+    assert checks(prose, "stop") == set()
+    thrice = f"{prose}\n\nOnce more:\n\n{prose}\n\nAnd again:\n\n{prose}"
+    assert "copied_passages" in checks(thrice, "stop")
+
+
+SHORT = "The capital of France is Paris, a city on the Seine, where kings and presidents have sat."
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ids", "caught"),
+    [
+        (96, None, True),  # more tokens than bytes, and slack for the end of a turn
+        (70, [*range(20), *[106] * 50], True),  # the same special token, hidden
+        (70, [*range(20), *[106, 107] * 25], True),
+        (20, [*range(20)], False),
+        (31, [*range(20), *[106] * 11], False),  # a few at the end are no harm
+    ],
+)
+def test_tokens_that_the_text_does_not_show(
+    tokens: int, ids: list[int] | None, caught: bool
+) -> None:
+    text = SHORT if ids else SHORT[:60]
+    found = {f.check for f in check_answer(text, "length", tokens=tokens, token_ids=ids)}
+    assert found == ({"hidden_tokens"} if caught else set())
+
+
+def test_a_rule_of_many_equal_tokens_is_seen_in_the_text() -> None:
+    text = SHORT + "\n" + "-" * 80 + "\n" + SHORT
+    assert (
+        check_answer(text, "stop", tokens=120, token_ids=[*range(20), *[9] * 80, *range(20)]) == []
+    )
+
+
+def test_vllms_own_repetition_detector_is_believed() -> None:
+    assert checks(SHORT, "repetition") == {"loop"}
 
 
 @pytest.mark.parametrize("name", ["english/essay", "chinese/essay", "code/merge"])
@@ -123,7 +182,7 @@ def test_compressibility_is_measured_against_the_norm() -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_shipped_norms_are_those_of_the_good_texts(language: str) -> None:
-    texts = [text for name, text in GOOD.items() if name.startswith(language)]
+    texts = [text for name, text in ORDINARY.items() if name.startswith(language)]
     assert compression_norm(texts) == pytest.approx(COMPRESSION_NORMS[language], rel=0.15)
 
 

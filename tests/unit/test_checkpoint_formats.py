@@ -203,3 +203,15 @@ def test_importing_the_store_and_its_command_line_imports_no_torch() -> None:
         "assert 'torch' not in sys.modules, 'torch'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine that can't pin")
+def test_memory_that_cannot_be_pinned_is_ordinary_memory(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arena = Arena()
+    arena._reserve(1000, torch.device("xpu"))
+    assert arena._memory.numel() == 1000
+    assert "can't be pinned" in caplog.text
+    copied = arena.copy_in({"x": torch.arange(3.0)})
+    assert copied.tensors()["x"].tolist() == [0.0, 1.0, 2.0]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 from speculators_patches.checkpointing import failpoints, reading
-from speculators_patches.checkpointing.errors import CheckpointError, SaveFailedError
+from speculators_patches.checkpointing.coordinator import GATHERED_BYTES, brief
+from speculators_patches.checkpointing.errors import CheckpointError, SaveFailedError, UnfitError
 from speculators_patches.checkpointing.policy import Keep, When
 from speculators_patches.checkpointing.writer import Writer
-from tests.unit.checkpoint_run import at, build, checkpoints
+from tests.unit.checkpoint_run import OPTIMIZERS, at, build, checkpoints, raw
 
 BY_STEP = When(every_steps=1, every_minutes=None)
 
@@ -232,3 +236,69 @@ def test_the_writer_takes_one_job_at_a_time_and_survives_errors() -> None:
     writer.submit("after close", lambda: 5)
     assert writer.close(60)
     assert [o.result for o in writer.outcomes()] == [5]
+
+
+def test_what_must_not_be_saved_is_not_written_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    looked_at: list[str] = []
+
+    def check(tensors: Mapping[str, torch.Tensor]) -> None:
+        looked_at.extend(tensors)
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise UnfitError(f"{name} is spoilt")
+
+    run = build()
+    run.train(1)
+    with checkpoints(tmp_path, run, check=check) as saves:
+        assert saves.save(at(1), "epoch", commit_s=60)
+        assert {"model/fc.weight", "model/out.weight"} <= set(looked_at)
+        assert not saves.unfit()
+        with torch.no_grad():
+            run.model.fc.weight[0, 0] = float("nan")
+        assert not saves.save(at(2), "epoch", commit_s=60)
+        assert saves.unfit() == "model/fc.weight is spoilt"
+        assert "model/fc.weight is spoilt" in caplog.text
+        assert not saves.flush(60)  # heard of before, and still true
+    assert steps(tmp_path) == [1]
+    assert not list(tmp_path.glob(".staging-*"))
+
+
+def test_what_ranks_tell_each_other_always_fits() -> None:
+    for text in ("x" * 10_000, "\U0001f984" * 10_000, "\x00" * 10_000):
+        assert len(json.dumps({"failure": brief(text)}).encode()) <= GATHERED_BYTES - 1000
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_step_that_comes_before_the_copy_waits_for_it(kind: str, tmp_path: Path) -> None:
+    """The writer does not get to run: the optimizer itself takes the copy before it steps."""
+    run = build(kind)
+    run.train(2)
+    before = {name: raw(p) for name, p in run.model.named_parameters() if p.requires_grad}
+    snapshot = run.state.capture()
+    run.train(1)
+    after = {name: raw(p) for name, p in run.model.named_parameters() if p.requires_grad}
+    assert after != before
+    taken = snapshot.tensors()
+    assert {name: raw(taken[f"model/{name}"]) for name in before} == before
+
+
+def test_a_weight_changed_by_something_else_fails_the_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = build()
+    run.train(1)
+    with checkpoints(tmp_path, run) as saves:
+        real = run.state.capture
+
+        def capture(extra: object = None) -> object:
+            snapshot = real()
+            with torch.no_grad():
+                run.model.fc.weight.mul_(2)  # before the writer has copied it
+            return snapshot
+
+        run.state.capture = capture  # type: ignore[method-assign, assignment]
+        assert not saves.save(at(1), "epoch", commit_s=60)
+    assert "'model/fc.weight' changed while it was being copied" in caplog.text
+    assert steps(tmp_path) == []

@@ -280,6 +280,15 @@ def test_same_step_saved_again_after_a_fall_back_is_the_newest(tmp_path: Path) -
     assert (tmp_path / damaged).is_dir()
 
 
+def test_a_run_begun_anew_is_newer_than_the_later_steps_of_the_old_one(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        old = save(store, 100, b"old")
+        new = save(store, 5, b"new")
+        assert [record.step for record in store.records()] == [5, 100]
+        assert store.newest()[0].name == new  # type: ignore[union-attr]
+        assert policy.doomed(store.records(), policy.Keep(last=1)) == [old]
+
+
 def test_a_vanished_commit_that_latest_names_is_reported(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         save(store, 1, b"a")

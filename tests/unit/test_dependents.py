@@ -75,6 +75,16 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "checkpoint_keep": (5, ""),
     "checkpoint_keep_every": (5, ""),
     "train_extra": (("--grad-clip", "1"), "train"),
+    "trainers": (2, "train"),
+    "producers": (2, ""),
+    "transfer": ("mooncake", ""),
+    "hosts": (("a",), ""),
+    "host_gpus": (4, ""),
+    "network_gbit": (1.0, ""),
+    "disk_mb": (1.0, ""),
+    "trainer_tokens_s": (1.0, ""),
+    "max_restarts": (0, ""),
+    "rendezvous_port": (1234, ""),
     "dtype": ("float32", "regenerate train bench serve"),
     "train_vllm_share": (0.4, ""),
     "train_max_model_len": (5000, ""),
@@ -102,8 +112,9 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "bench_temperatures": ((0.0,), "bench"),
     "bench_max_tokens": (100, "bench"),
 }
-# Needs a file of its own; is in the production command of a GPU only; decides with a bench's help.
-LEFT_OUT = {"bench_prompts", "serve_vllm_share", "serve_temperature"}
+# Needs a file of its own; is in the production command of a GPU only; decides with a bench's help;
+# needs trainers above 1.
+LEFT_OUT = {"bench_prompts", "serve_vllm_share", "serve_temperature", "fsdp"}
 # Of the watched producer: how patient, not what is learnt.
 PATIENCE = {name for name in Recipe.__dataclass_fields__ if name.startswith("producer_")}
 
@@ -127,7 +138,7 @@ def run_all(
                     raise KeyboardInterrupt
                 ran.append(name)
                 made = digest(made_from)
-                work.finish(output=made, rows=9, drafter=f"train/{made}")
+                work.finish(output=made, rows=99, drafter=f"train/{made}")
         raise Stopped
 
     for module in (stages, bench_stage, prepare_stage, regenerate_stage):

@@ -200,3 +200,14 @@ def test_people_read_what_to_do() -> None:
     at = next(i for i, line in enumerate(lines) if line.startswith("problem vision wheels"))
     assert lines[at + 1].strip() == ("-> pip uninstall torchvision (nothing here needs them)")
     assert lines[-1] == "1 problems, 0 warnings"
+
+
+def test_too_few_gpus_for_the_trainers_and_producers_of_this_machine() -> None:
+    assert judge(GOOD_GPU, "h100", trainers=2) == {"GPUs": Level.PROBLEM}
+    three = dataclasses.replace(GOOD_GPU, gpus=GOOD_GPU.gpus * 3)
+    assert judge(three, "h100", trainers=2) == {}
+    # On a GPU of its own vLLM may take what a shared one would not leave.
+    assert judge(three, "h100", trainers=2, train_vllm_share=0.95) == {}
+    assert judge(GOOD_GPU, "h100", train_vllm_share=0.95) == {"GPU": Level.PROBLEM}
+    apart = judge(three, "h100", hosts=f"{socket.gethostname()},other", trainers=2)
+    assert apart == {}

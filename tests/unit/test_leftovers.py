@@ -18,6 +18,7 @@ OURS = (
     "chatcmpl-ff.safetensors",
     "cmpl-0a1b-0-77.safetensors.4711.tmp",
     ".room-4711.tmp",
+    ".tmpfbj27N",  # of safetensors in a vLLM that was killed while it wrote
 )
 OTHERS = (
     "hs_3.safetensors",  # the trainer's cache
@@ -26,6 +27,7 @@ OTHERS = (
     "cmpl-notes.txt",
     "cmpl-0a1b.safetensors.bak",
     "ballast",
+    ".tmp-notes",
 )
 
 

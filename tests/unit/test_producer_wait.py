@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from speculators_patches import producer
 from speculators_patches.producer import Gone, Producer
 
 asked: list[int] = []
+extracts = True
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -29,7 +33,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         asked.append(len(body["prompt"]))
-        self._say({})
+        self._say({"kv_transfer_params": {"hidden_states_path": "/nowhere"}} if extracts else {})
 
     def log_message(self, *_: object) -> None: ...
 
@@ -49,13 +53,40 @@ def test_it_probes_with_prompts_as_long_as_the_sample(url: str) -> None:
 
 
 def test_a_server_that_answers_all_but_the_samples_is_not_waited_for_without_end(url: str) -> None:
-    producer = Producer(url, 1.0)
+    one = Producer(url, 1.0)
 
     def again_and_again() -> None:  # as the patch does: the probe is answered, the sample is not
         began = time.monotonic()
         while time.monotonic() - began < 60:
-            producer.wait("it failed", [1, 2, 3], None, lambda _: None)
+            one.wait("it failed", [1, 2, 3], None, lambda _: None)
 
     with pytest.raises(Gone, match=r"no hidden states from .*: it failed\. Mend that"):
         again_and_again()
-    assert producer.gone
+    assert one.gone
+
+
+def test_a_server_that_extracts_nothing_is_not_the_producer(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{__name__}.extracts", False)
+    found = Producer(url, 1.0).problem([1, 2, 3], lambda _: None)
+    assert found == "what answers there extracts no hidden states"
+
+
+def test_a_suspect_is_asked_also_where_no_lock_can_be_made(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full /tmp must not turn into a sample's fault."""
+    monkeypatch.setattr("tempfile.tempdir", "/proc/nowhere")
+    with Producer(url, 1.0).alone():
+        pass
+
+
+def test_a_folder_that_only_the_server_may_write_is_not_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(producer.os, "open", refuse)
+    assert producer.no_room(tmp_path, 10) is None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import signal
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -134,6 +137,42 @@ def test_a_disk_that_takes_half_a_conversation_keeps_none_of_it(tmp_path: Path) 
         signal.signal(signal.SIGXFSZ, before)
     assert len(errors) == 1
     assert path.read_bytes() == block("a", 2) + block("b", 3)
+
+
+def test_a_full_disk_is_waited_for(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    failed: list[OSError] = []
+    waited: list[OSError] = []
+    ballast = disk / "ballast"
+
+    def free(error: OSError) -> None:
+        waited.append(error)
+        threading.Timer(0.5, ballast.unlink).start()
+
+    try:
+        with (disk / "r.jsonl").open("a", encoding="utf-8") as file:
+            for room_s, waiting in ((0.0, waited.append), (60.0, free)):
+                rows = WholeAppends(file, failed.append, room_s, waiting)
+                ballast.write_bytes(b"")
+                with ballast.open("ab", buffering=0) as out, contextlib.suppress(OSError):
+                    while True:
+                        out.write(b"\0" * 4096)
+                rows.write(block("a", 2).decode() * 40)  # more than the file's last page has left
+                if room_s:
+                    rows.flush()
+                else:
+                    with pytest.raises(OSError, match="No space left"):
+                        rows.flush()
+                    assert (len(waited), len(failed)) == (0, 1)
+                    assert os.fstat(file.fileno()).st_size == 0
+        assert (len(waited), len(failed)) == (1, 1)
+        assert (disk / "r.jsonl").read_bytes() == block("a", 2) * 40
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_two_writers_never_meet(tmp_path: Path) -> None:

@@ -1,11 +1,19 @@
 """A stage is done only when it finished from the same inputs; other work is set aside, not lost."""
 
 import json
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recipes.config import Recipe
+from recipes.display import Display
+from recipes.prepare_stage import prepared
+from recipes.process import StageError
 from recipes.run_folder import RunFolder, digest, file_digest, write_atomically
+from recipes.servers import ServerPool
+from recipes.stage import Context
 
 plain = st.dictionaries(
     st.text(max_size=5), st.integers() | st.text(max_size=5) | st.booleans(), max_size=4
@@ -69,3 +77,20 @@ def test_write_atomically_leaves_no_other_file(tmp_path):
     write_atomically(tmp_path / "deep" / "f.json", "2")
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["f.json"]
     assert (tmp_path / "deep" / "f.json").read_text() == "2"
+
+
+def test_a_data_set_that_somebody_changed_is_not_trained_on(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    data = run.begin("prepare", {}) / "dataset"
+    data.mkdir()
+    (data / "rows.arrow").write_bytes(b"rows")
+    run.finish("prepare", {}, 0.0, output=file_digest(data))
+    source = run.manifest("prepare")
+    display = Display()
+    ctx = Context(Recipe(), run, display, ServerPool(tmp_path / "logs", display.note))
+    assert prepared(ctx, source) == data
+    (data / "d2t-32.npy").write_bytes(b"what upstream's trainer leaves there")
+    assert prepared(ctx, source) == data
+    (data / "rows.arrow").write_bytes(b"rowz")
+    with pytest.raises(StageError, match="is not the data set that prepare finished"):
+        prepared(ctx, source)

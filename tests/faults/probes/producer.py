@@ -23,7 +23,7 @@ from speculators_patches import apply
 from tests.faults import tiny
 from tests.faults.probes.scripted_producer import ScriptedProducer, states
 
-ROWS = 12
+ROWS = 14
 _Act = Callable[[ScriptedProducer, tuple[int, ...]], None]
 
 
@@ -42,6 +42,12 @@ def imposter(server: ScriptedProducer, prompt: tuple[int, ...]) -> None:
     threading.Timer(1.0, setattr, (server, "imposter", False)).start()
 
 
+def plain(server: ScriptedProducer, _: tuple[int, ...]) -> None:
+    """Another vLLM has its port for a while."""
+    server.plain = True
+    threading.Timer(1.0, setattr, (server, "plain", False)).start()
+
+
 SCENARIOS: dict[str, _Act] = {
     "sound": lambda server, prompt: None,
     "down": down,
@@ -49,7 +55,10 @@ SCENARIOS: dict[str, _Act] = {
     "errors": planned("500", "500", ""),
     "missing": planned("missing", ""),
     "torn": planned("torn", ""),
+    "hangs": planned("silent", ""),
+    "slow": planned("slow"),
     "imposter": imposter,
+    "plain": plain,
     "refused": planned("400"),
     "kills": planned("drop"),
     "fails": planned("500"),
@@ -83,6 +92,16 @@ def gone_for_good(dataset: Any, server: ScriptedProducer) -> dict[str, Any]:
     return {}
 
 
+def wrong_model(folder: Path, server: ScriptedProducer) -> str:
+    """What a training is told whose endpoint extracts another model's hidden states."""
+    from speculators.train.data import ArrowDataset
+
+    dataset = ArrowDataset(
+        tiny.TOKENS, folder / "data", vllm_endpoint=server.url, model="another", max_retries=0
+    )
+    return show(dataset, 0, ())
+
+
 def play(folder: Path) -> tuple[dict[str, Any], Any, ScriptedProducer]:
     """Every scenario once: name -> [what came of it, how often the sample was asked for]."""
     from datasets import Dataset
@@ -93,7 +112,7 @@ def play(folder: Path) -> tuple[dict[str, Any], Any, ScriptedProducer]:
     Dataset.from_list(rows).with_format("torch").save_to_disk(str(folder / "data"))
     server = ScriptedProducer(folder)
     dataset = ArrowDataset(
-        tiny.TOKENS, folder / "data", vllm_endpoint=server.url, request_timeout=20,
+        tiny.TOKENS, folder / "data", vllm_endpoint=server.url, request_timeout=3,
         max_retries=0, generation_validation_retries=0,
     )  # fmt: skip
     answer: dict[str, Any] = {}
@@ -107,12 +126,16 @@ def play(folder: Path) -> tuple[dict[str, Any], Any, ScriptedProducer]:
 
 def main() -> None:
     tiny.quiet()
+    from hs_connectors import transfer
+
+    transfer.wait_for_lock.__defaults__ = (0.5, 0.1)  # of 10 s, so that a test is as quick
     folders = [Path(sys.argv[1]) / name for name in ("unpatched", "patched")]
     for folder in folders:
         folder.mkdir()
     unpatched, _, _ = play(folders[0])
     apply(only=sys.argv[2:])
     patched, dataset, server = play(folders[1])
+    patched["wrong_model"] = wrong_model(folders[1], server)
     patched["gone"] = gone_for_good(dataset, server)
     print(json.dumps([unpatched, patched]), flush=True)
     os._exit(0)  # timers and server threads have nothing left to say

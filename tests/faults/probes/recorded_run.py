@@ -4,6 +4,9 @@
 
 Appends one JSON line a training batch and a logged step to $RECORD (and the rank). $SLOW_S is slept
 before every training step, so that a test can hit it; $FAIL_AT raises before that batch's step.
+$POISON_AT puts a NaN into a weight before it. $NO_FOLDER_FOR is an epoch whose folder meets a
+full disk; $VALIDATION_LOSSES are those of the epochs in turn, whatever was computed.
+$GROUP_TIMEOUT_S is what a process group waits that is not told otherwise; with $IMPATIENT none is.
 
 With `--zygote` in place of FLAGS it imports everything once, then forks a training process for
 each line {"argv", "env", "log"} on stdin, prints its pid, and when it has ended its exit code.
@@ -11,20 +14,25 @@ each line {"argv", "env", "log"} on stdin, prints its pid, and when it has ended
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import sys
 import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from speculators.models.eagle3.core import Eagle3DraftModel
 from speculators.train import trainer as upstream
+from speculators.train.checkpointer import SingleGPUCheckpointer
 from speculators.train.config import TrainConfig
 
+from speculators_patches import patience
 from speculators_patches.checkpointing import failpoints
 
 try:
@@ -34,6 +42,8 @@ except ImportError:  # 0.7
 
 _forward = Eagle3DraftModel.forward
 _info = upstream.metric_logger.info
+_save = SingleGPUCheckpointer.save_checkpoint
+_validate = upstream.Trainer.val_epoch
 _batches = 0
 
 
@@ -51,6 +61,8 @@ def forward(self: Any, **batch: Any) -> Any:
         write(ids=digest.hexdigest()[:16])
         if _batches == int(os.environ.get("FAIL_AT", "-1")):
             raise RuntimeError("the driver gave up")
+        if _batches == int(os.environ.get("POISON_AT", "-1")):
+            self.fc.weight.data[0, 0] = torch.nan
         _batches += 1
     else:
         write(validating=digest.hexdigest()[:16])
@@ -66,11 +78,33 @@ def info(message: Any, *args: Any, **options: Any) -> None:
     _info(message, *args, **options)
 
 
+def save(self: Any, model: Any, optimizers: Any, epoch: Any) -> None:
+    # The name of a folder that is being made: `.step-checkpoints-new-<epoch>-...`
+    if str(epoch).split("-")[3:4] == [os.environ.get("NO_FOLDER_FOR")]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    _save(self, model, optimizers, epoch)
+
+
+def validate(self: Any, epoch: int) -> Any:
+    found = _validate(self, epoch)
+    losses = os.environ.get("VALIDATION_LOSSES")
+    return found if losses is None else {**found, "loss_epoch": float(losses.split(",")[epoch])}
+
+
 def train(argv: list[str]) -> None:
     torch.use_deterministic_algorithms(True)
     Eagle3DraftModel.forward = forward  # type: ignore[method-assign]
     upstream.metric_logger.info = info  # type: ignore[method-assign, assignment]
+    SingleGPUCheckpointer.save_checkpoint = save  # type: ignore[method-assign]
+    upstream.Trainer.val_epoch = validate  # type: ignore[method-assign]
     write(pid=os.getpid())
+    if "GROUP_TIMEOUT_S" in os.environ:
+        from torch.distributed import distributed_c10d
+
+        short = timedelta(seconds=float(os.environ["GROUP_TIMEOUT_S"]))
+        distributed_c10d.default_pg_timeout = short
+    if "IMPATIENT" in os.environ:
+        patience.groups = contextlib.nullcontext  # type: ignore[assignment]
     main(TrainConfig.resolve(argv))
 
 

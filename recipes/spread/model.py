@@ -1,0 +1,119 @@
+"""How many tokens a second producers and trainers get through together, and what holds them back.
+
+A pipeline: producers compute hidden states, a network and a folder carry them, trainers consume
+them. Rows are fetched ahead, so the slowest stage alone sets the pace; on a GPU that producer and
+trainer share, their times add up. A step of several trainers is that of one, and besides the
+exchange of the gradients: a ring moves 2 (K - 1) / K of their bytes over each link. How much of
+the exchange hides behind the backward pass is not modelled: a step is never slower than said.
+
+Fitted and checked by `python -m benchmarks.scale_trainers` (1 and 2 trainers over gloo); its result
+file holds the error, which `plan` repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from recipes.spread.placement import Placement
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the parts can do.
+
+    Attributes:
+        step_fixed_s: seconds of a trainer's step that do not depend on its tokens.
+        step_token_s: seconds for each token of it.
+        gradient_bytes: of all trained weights.
+        exchange_bytes_s: gradients between trainers of one machine, bytes/s over one link.
+        network_bytes_s: one machine's link to the others, bytes/s in each direction.
+        disk_bytes_s: the folder through which files pass; each byte is written and read.
+            None: nothing passes through a folder.
+        token_bytes: hidden states of one token.
+        producer_tokens_s: tokens/s of one producer; None: not known, taken as unlimited.
+    """
+
+    step_fixed_s: float
+    step_token_s: float
+    gradient_bytes: float
+    exchange_bytes_s: float
+    network_bytes_s: float
+    token_bytes: float
+    disk_bytes_s: float | None = None
+    producer_tokens_s: float | None = None
+
+    def step_s(self, tokens: int, trainers: int = 1, machines: int = 1) -> float:
+        """Seconds of one step of `tokens` a trainer."""
+        alone = self.step_fixed_s + self.step_token_s * tokens
+        link = self.exchange_bytes_s if machines == 1 else self.network_bytes_s
+        moved = 2 * (trainers - 1) / trainers * self.gradient_bytes
+        return alone + moved / link
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One stage's limit in tokens/s over the whole run."""
+
+    what: str
+    tokens_s: float
+
+
+def bounds(rates: Rates, placement: Placement, tokens: int) -> list[Bound]:
+    """Every stage's limit, the lowest first; the first is the pace of the run."""
+    trainers = sum(host.trainers for host in placement.hosts)
+    producers = sum(len(host.producers) for host in placement.hosts)
+    trained_on = placement.trainer_hosts
+    step = rates.step_s(tokens, trainers, len(trained_on))
+    consumed = trainers * tokens / step
+    found = [Bound("trainers", consumed)]
+    if rates.producer_tokens_s is not None:
+        produced = producers * rates.producer_tokens_s
+        shared = sum(len(host.shared) for host in placement.hosts)
+        if shared and not placement.offline:
+            # On a shared GPU a token costs both times; the slowest GPU of a kind sets the pace.
+            both = 1 / (1 / rates.producer_tokens_s + trainers / consumed)
+            found[0] = Bound("a GPU that trainer and producer share", trainers * both)
+            produced = (producers - shared) * rates.producer_tokens_s + shared * both
+        found.append(Bound("producers", produced))
+    if placement.is_spread and placement.crossing and not placement.offline:
+        found.append(Bound("network", _network(rates, placement)))
+    if rates.disk_bytes_s is not None:
+        found.append(Bound("disk", rates.disk_bytes_s / (2 * rates.token_bytes)))
+    return sorted(found, key=lambda one: one.tokens_s)
+
+
+def _network(rates: Rates, placement: Placement) -> float:
+    """Tokens/s at which the first machine's link is full, in one direction."""
+    trainers = sum(host.trainers for host in placement.hosts)
+    producers = sum(len(host.producers) for host in placement.hosts)
+    busiest = 0.0  # bytes over one link for each token of the run
+    for host in placement.hosts:
+        consumes, produces = host.trainers / trainers, len(host.producers) / producers
+        into, out = consumes * (1 - produces), produces * (1 - consumes)
+        busiest = max(busiest, into, out)
+    return rates.network_bytes_s / (busiest * rates.token_bytes)
+
+
+def fit(rows: Sequence[tuple[int, int, float]], gradient_bytes: float, start: Rates) -> Rates:
+    """Rates from measured steps of one machine.
+
+    Args:
+        rows: (trainers, tokens a trainer, seconds a step); at least two lengths with one trainer,
+            and one row with more.
+        gradient_bytes: as in `Rates`.
+        start: gives what steps do not tell.
+    """
+    alone = [(tokens, seconds) for trainers, tokens, seconds in rows if trainers == 1]
+    mean_n = sum(n for n, _ in alone) / len(alone)
+    mean_s = sum(s for _, s in alone) / len(alone)
+    slope = sum((n - mean_n) * (s - mean_s) for n, s in alone) / sum(
+        (n - mean_n) ** 2 for n, _ in alone
+    )
+    fixed = max(0.0, mean_s - slope * mean_n)
+    known = replace(start, step_fixed_s=fixed, step_token_s=slope, gradient_bytes=gradient_bytes)
+    several = [(k, n, seconds) for k, n, seconds in rows if k > 1]
+    moved = sum(2 * (k - 1) / k * gradient_bytes for k, _, _ in several)
+    extra = sum(seconds - known.step_s(n) for _, n, seconds in several)
+    # Cores that are shared can hide the exchange altogether.
+    return replace(known, exchange_bytes_s=moved / max(extra, 1e-9))

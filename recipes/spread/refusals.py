@@ -1,0 +1,104 @@
+"""What can't work on several GPUs or machines, refused before it costs: a sentence each."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from recipes import plan_costs
+from recipes.config import ConfigError, Recipe
+from recipes.spread.placement import Placement, place
+
+GPU_BYTES = {"dgx-spark": 121e9, "h100": 80e9}
+# Filesystems that one machine alone sees.
+_LOCAL_FILESYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "f2fs"}
+
+
+def token_bytes(recipe: Recipe) -> int:
+    """Bytes of hidden states for one token."""
+    return plan_costs.HIDDEN_BYTES * (len(recipe.target_layers) + 1)
+
+
+def check(recipe: Recipe, preset: str, run_dir: Path) -> Placement:
+    """The placement of a run that can work.
+
+    Raises:
+        ConfigError: it can't; the sentence says why and what to change.
+    """
+    if preset == "miniature" and len(recipe.hosts) > 1:
+        raise ConfigError("the miniature runs on one machine: leave hosts out.")
+    placement = place(recipe)
+    if preset == "miniature":
+        return placement
+    if recipe.hidden_states == "offline" and recipe.transfer == "mooncake":
+        raise ConfigError(
+            "transfer=mooncake keeps hidden states in memory while training consumes them, and "
+            "hidden_states=offline wants them as files: take transfer=file, or online."
+        )
+    _check_memory(recipe, placement, GPU_BYTES[preset])
+    _check_link(recipe, placement)
+    if placement.is_spread:
+        _check_folder(recipe, run_dir)
+    return placement
+
+
+def _check_memory(recipe: Recipe, placement: Placement, gpu: float) -> None:
+    vllm = recipe.train_vllm_share * gpu
+    body = plan_costs.BODY_FP8_BYTES
+    if recipe.body == Recipe().body and vllm < body:
+        raise ConfigError(
+            f"train_vllm_share={recipe.train_vllm_share} of {gpu / 1e9:.0f} GB is "
+            f"{vllm / 1e9:.0f} GB, and the body's weights alone take {body / 1e9:.0f} GB: raise it."
+        )
+    shared = [host for host in placement.hosts if host.shared]
+    trainer = plan_costs.TRAINER_BYTES
+    if shared and not placement.offline and vllm + trainer > gpu:
+        raise ConfigError(
+            f"on {shared[0].name} a trainer (about {trainer / 1e9:.1f} GB) and vLLM "
+            f"({vllm / 1e9:.0f} GB, train_vllm_share={recipe.train_vllm_share}) do not fit on one "
+            f"GPU of {gpu / 1e9:.0f} GB: lower the share, or set host_gpus so that each has one."
+        )
+
+
+def _check_link(recipe: Recipe, placement: Placement) -> None:
+    if not (placement.is_spread and placement.crossing) or placement.offline:
+        return
+    seconds = recipe.seq_len * token_bytes(recipe) * 8 / (recipe.network_gbit * 1e9)
+    if seconds > recipe.request_timeout:
+        raise ConfigError(
+            f"network_gbit={recipe.network_gbit}: the hidden states of one row of {recipe.seq_len} "
+            f"tokens take {seconds:.0f} s over it, longer than request_timeout="
+            f"{recipe.request_timeout:g}, so no row would ever arrive: take a faster link, or put "
+            "producers beside the trainers."
+        )
+
+
+def _check_folder(recipe: Recipe, run_dir: Path) -> None:
+    """Only where the plan is made on one of the machines can the folder be looked at."""
+    if socket.gethostname().partition(".")[0] not in {h.partition(".")[0] for h in recipe.hosts}:
+        return
+    kind = filesystem(run_dir)
+    if kind in _LOCAL_FILESYSTEMS:
+        raise ConfigError(
+            f"{run_dir} is on {kind}, which the other hosts don't see; all of them read and write "
+            "the run folder: give a --run-dir on storage that they share (NFS, Lustre, ...)."
+        )
+
+
+def filesystem(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
+    """The type of the filesystem that holds `path`, or will; "" where it can't be told."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    path = path.resolve()
+    try:
+        rows = [line.split() for line in mounts.read_text("utf-8").splitlines()]
+    except OSError:
+        return ""
+    best, kind = "", ""
+    for _, where, what, *_ in rows:
+        inside = os.path.commonpath([str(path), where]) == where
+        if inside and len(where) >= len(best):
+            best, kind = where, what
+    return kind

@@ -1,0 +1,46 @@
+"""For `speculators/data_generation/preprocessing.py`."""
+
+import hashlib
+import json
+
+
+def _digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return "hash_" + hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _conversation_names(examples: dict) -> list[str]:
+    """Which conversation each row came from: its primary_id, its id, or a digest."""
+    rows = len(examples["input_ids"])
+    primary = examples.get("primary_id") or [None] * rows
+    own = examples.get("id") or [None] * rows
+    return [
+        str(first or second or _digest(list(ids)))
+        for first, second, ids in zip(primary, own, examples["input_ids"], strict=True)
+    ]
+
+
+def name_of_the_conversation(rows):
+    # The last row's prefix is the longest: of all rows of the conversation.
+    conversation = _digest(rows[-1]["conv"]) if rows else ""
+
+
+def keep_its_name(results, conversation):
+    results["conversation"].append(conversation)
+
+
+def names_of_the_rows(examples):
+    names = _conversation_names(examples)
+
+
+def keep_the_row_s_name(results, status, name):
+    if status == "kept":
+        results["conversation"].append(name)
+
+
+def group(combined_dataset):
+    # Rows of a conversation become neighbours: the trainer splits between two.
+    if "conversation" in combined_dataset.column_names:
+        names = list(combined_dataset.with_format(None)["conversation"])
+        combined_dataset = combined_dataset.select(_grouped(names))
+

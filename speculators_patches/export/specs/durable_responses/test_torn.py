@@ -1,0 +1,69 @@
+"""A killed regeneration goes on without losing or doubling a row."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import typer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from speculators.cli.regenerate_responses import regenerate_responses
+
+
+# include: _chat_server.py
+
+
+@pytest.mark.parametrize("cut", [3, 40, 200, 400, 700, 1000, 1500])
+def test_cut_anywhere_it_goes_on_with_the_same_rows(regenerate, cut):
+    assert regenerate() == 0
+    whole = regenerate.outfile.read_bytes()
+    assert sorted(rows_of(regenerate.outfile)) == ALL_ROWS
+    regenerate.outfile.write_bytes(whole[:-cut])
+
+    assert regenerate(resume=True) == 0
+
+    assert sorted(rows_of(regenerate.outfile)) == ALL_ROWS
+
+
+def test_a_whole_file_is_not_asked_again(regenerate, server):
+    regenerate()
+    before, asked = regenerate.outfile.read_bytes(), server.asked
+
+    assert regenerate(resume=True) == 0
+
+    assert server.asked == asked
+    assert regenerate.outfile.read_bytes() == before
+
+
+def test_rows_are_never_doubled(regenerate):
+    regenerate()
+    regenerate()
+
+    assert sorted(rows_of(regenerate.outfile)) == ALL_ROWS
+
+
+def test_rows_of_an_older_version_are_kept(regenerate):
+    old = {"id": "c2_gen0", "primary_id": "c2", "metadata": {}, "input_ids": [1]}
+    regenerate.outfile.write_text(json.dumps(old) + '\n{"id": "c3_gen0", "prim')
+
+    regenerate(resume=True)
+
+    rows = rows_of(regenerate.outfile)
+    assert rows.count("c2_gen0") == 1
+    assert rows.count("c3_gen0") == 1
+
+
+def test_a_failing_conversation_leaves_no_row(regenerate, server):
+    server.behaviour = lambda request, count: (
+        "refuse" if len(request["messages"]) == 3 else "answer"
+    )
+
+    regenerate()
+
+    assert sorted({row.partition("_")[0] for row in rows_of(regenerate.outfile)}) == [
+        "c0",
+        "c3",
+    ]

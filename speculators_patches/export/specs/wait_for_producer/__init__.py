@@ -1,0 +1,94 @@
+"""Training waits for a vLLM that is down instead of leaving samples out."""
+
+from speculators_patches.export import code
+from speculators_patches.export.edits import (
+    argument,
+    expression,
+    field,
+    imports,
+    insert,
+    parameter,
+    statement,
+)
+from speculators_patches.export.source import Match
+from speculators_patches.export.spec import Spec, Step
+
+_CODE = "wait_for_producer/code_data.py"
+_AFTER = "max_consecutive_generation_failures"
+_LOADERS = "create_train_val_loaders"
+
+SPEC = Spec(
+    name="wait_for_producer",
+    related="#969 (the circuit breaker)",
+    steps=(
+        Step(
+            slug="wait-for-vllm",
+            subject="feat(data): wait for a vLLM that is down before giving samples up",
+            problem="""
+                A vLLM that was restarted, crashed, or is not up yet costs sample after sample:
+                each one's attempts are used up within a minute, the sample is left out of training,
+                and after 20 in a row the circuit breaker ends the run. Loading a large model takes
+                longer than that, so a restart of the server that could be waited out loses the run.
+                """,
+            fix="""
+                Where the connection itself fails (refused, reset, broken off; not a timeout and not
+                an answer with an error), the worker waits and asks again, for `--producer-wait`
+                seconds (default 900) since the last sample it got. The client is made anew each
+                time, so another model behind the address is noticed. After that time failures count
+                as they do now. 0 turns the waiting off.
+                """,
+            risk="""
+                A wrong `--vllm-endpoint` is an error after 15 minutes instead of one, and a warning
+                each minute; under NCCL the other ranks wait in a collective meanwhile, whose own
+                time limit (10 minutes by default) may be shorter. A sample that kills the server
+                each time it is asked for is asked for until the time is over.
+                """,
+            reproduction="reproduce.py",
+            files={
+                "train/data.py": (
+                    imports("import time"),
+                    parameter(
+                        "ArrowDataset.__init__", "producer_wait: float = 900.0", after=_AFTER
+                    ),
+                    statement(
+                        "ArrowDataset.__init__",
+                        Match("assign", "self.max_retries"),
+                        code.inside(_CODE, "state"),
+                        where="after",
+                    ),
+                    insert(
+                        code.definition(_CODE, "_generate_hidden_states"),
+                        after="ArrowDataset._generate_hidden_states_once",
+                    ),
+                    expression(
+                        "ArrowDataset._get_raw_data",
+                        "self._generate_hidden_states_once",
+                        "self._generate_hidden_states",
+                    ),
+                ),
+                "train/dataloader.py": (
+                    parameter(_LOADERS, "producer_wait: float = 900.0", after="seed"),
+                    *(
+                        argument(
+                            _LOADERS,
+                            "ArrowDataset",
+                            "producer_wait=producer_wait",
+                            after=_AFTER,
+                            nth=nth,
+                        )
+                        for nth in range(2)
+                    ),
+                ),
+                "train/config/schema.py": (
+                    field("GenerationArgs", _AFTER, code.inside(_CODE, "field_of_the_schema")),
+                ),
+                "train/cli.py": (
+                    argument("main", _LOADERS, "producer_wait=args.producer_wait", after="seed"),
+                ),
+            },
+            tests={"tests/unit/train/test_wait_for_vllm.py": "test_wait_for_vllm.py"},
+            differs="the overlay probes the server, tells a sample at fault from a server that "
+            "is gone, and waits for room on a full disk",
+        ),
+    ),
+)

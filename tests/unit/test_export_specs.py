@@ -1,0 +1,68 @@
+"""Each spec is a pull request that could be sent."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from speculators_patches import patches
+from speculators_patches.export import code, scratch, spec
+from speculators_patches.export.spec import Spec, Step
+
+STEPS = [(item, step) for item in spec.table().values() for step in item.steps]
+EACH = pytest.mark.parametrize(
+    ("item", "step"), STEPS, ids=[f"{item.name}-{step.slug}" for item, step in STEPS]
+)
+# Not exported, and why.
+WITHOUT: dict[str, str] = {}
+
+
+def test_every_patch_is_exported() -> None:
+    assert set(patches.table()) - set(spec.table()) == set(WITHOUT)
+
+
+def test_slugs_and_test_files_are_distinct() -> None:
+    slugs = [step.slug for _, step in STEPS]
+    tests = [path for _, step in STEPS for path in step.tests]
+    assert len(set(slugs)) == len(slugs)
+    assert len(set(tests)) == len(tests)
+
+
+@EACH
+def test_the_commit_message_is_one_that_upstream_takes(item: Spec, step: Step) -> None:
+    lines = scratch.message(step).splitlines()
+    assert len(lines[0]) <= 88
+    assert lines[1] == ""
+    assert all(len(line) <= 76 for line in lines[2:])
+    kinds = r"(fix|feat)\([a-z]+\): " if item.package == "speculators" else r"\[\w+\]"
+    assert re.match(kinds, lines[0])
+
+
+@EACH
+def test_nothing_of_the_overlay_goes_upstream(item: Spec, step: Step) -> None:
+    texts = [code.whole(item.folder / name) for name in step.tests.values()]
+    texts.append((item.folder / step.reproduction).read_text())
+    texts += [(item.folder / name).read_text() for name in step.new_files.values()]
+    for text in texts:
+        assert "speculators_patches" not in text
+        assert "overlay" not in text
+        ast.parse(text)
+
+
+@EACH
+def test_a_reproduction_says_one_of_two_things(item: Spec, step: Step) -> None:
+    text = (item.folder / step.reproduction).read_text()
+    assert re.search(r'print\(f?"DEFECT: ', text)
+    assert re.search(r'print\(f?"OK: ', text)
+    assert "sys.exit(1)" in text or "os._exit(1)" in text
+
+
+@EACH
+def test_the_texts_are_there(item: Spec, step: Step) -> None:
+    for text in (step.problem, step.fix, step.risk):
+        assert len(text.split()) >= 15
+        assert not re.search(r"^\s*#", text, re.MULTILINE)
+    assert step.differs
+    assert step.tests

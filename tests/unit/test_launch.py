@@ -1,0 +1,177 @@
+"""Launch files: complete, runnable by their shells, and refused where the launcher can't do it.
+
+The launchers' own parsers read them in tests/launch (nightly).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recipes.config import ConfigError, resolve
+from recipes.spread import launch
+from recipes.spread.launch.job import MARK, PROJECT, Job
+from tests.unit.test_plan import cli
+
+SPREAD = ("hosts=a,b", "host_gpus=8", "trainers=8", "producers=8")
+
+
+def write(
+    launcher: str, folder: Path, *settings: str, preset: str = "h100", run: str = "/shared/run"
+) -> dict[str, str]:
+    recipe, _ = resolve(preset, None, list(settings))
+    paths = launch.write(launcher, Job(recipe, preset, Path(run), folder))
+    return {path.name: path.read_text() for path in paths}
+
+
+def is_shell(path: Path) -> bool:
+    return subprocess.run(["bash", "-n", str(path)]).returncode == 0
+
+
+@pytest.mark.parametrize("launcher", sorted(launch.LAUNCHERS))
+def test_every_file_says_where_it_is_from_and_what_it_is(launcher: str, tmp_path: Path) -> None:
+    found = write(launcher, tmp_path, "trainers=2", "train_endpoint=http://10.0.0.1:8100")
+    for name, text in found.items():
+        assert MARK in text[:1000]
+        if name.endswith((".sh", ".sbatch")):
+            assert is_shell(tmp_path / name)
+        if name.endswith(".sh"):
+            assert os.access(tmp_path / name, os.X_OK)
+    settings = json.loads(found["settings.json"])["settings"]
+    assert settings["trainers"] == 2
+    assert "hosts" not in settings
+    # What the machines will read is what was planned.
+    recipe, _ = resolve("h100", tmp_path / "settings.json", [])
+    assert recipe.trainers == 2
+
+
+def test_slurm_asks_for_what_the_plan_places(tmp_path: Path) -> None:
+    text = write("slurm", tmp_path, *SPREAD)["job.sbatch"]
+    for line in (
+        "#SBATCH --nodes=2",
+        "#SBATCH --gpus-per-node=8",
+        "#SBATCH --ntasks-per-node=1",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=B:TERM@300",
+    ):
+        assert line in text.splitlines()
+    assert "run_dir=${RUN_DIR:-/shared/run}" in text
+
+
+def test_skypilot_asks_for_what_the_plan_places(tmp_path: Path) -> None:
+    found = write("skypilot", tmp_path, *SPREAD)
+    task = yaml.safe_load(found["task.yaml"])
+    assert task["num_nodes"] == 2
+    assert task["resources"]["accelerators"] == "H100:8"
+    assert task["volumes"] == {"/runs": yaml.safe_load(found["volume.yaml"])["name"]}
+    assert task["file_mounts"] == {"~/launch": str(tmp_path)}
+    assert "/runs/run" in task["run"]
+
+
+def test_compose_reserves_the_gpus_and_mounts_the_run(tmp_path: Path) -> None:
+    found = write("docker-compose", tmp_path, "trainers=2", "producers=2")
+    service = yaml.safe_load(found["compose.yaml"])["services"]["run"]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 4, "capabilities": ["gpu"]}
+    assert "${RUNS:-/shared}:/runs" in service["volumes"]
+    assert service["restart"] == "unless-stopped"
+    assert Path(service["build"]["dockerfile"]) == tmp_path / "Dockerfile"
+    for line in found["Dockerfile"].splitlines():
+        if line.startswith("COPY"):
+            for source in line.split()[1:-1]:
+                assert (PROJECT / source).exists()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "settings", "preset", "part"),
+    [
+        ("kubernetes", (), "h100", "launchers are skypilot, slurm, torchrun, docker-compose"),
+        ("docker-compose", SPREAD, "h100", "starts one machine's services"),
+        ("skypilot", (), "dgx-spark", "none is a dgx-spark"),
+        ("torchrun", (), "h100", "trainers=1 needs no torchrun"),
+        ("torchrun", ("trainers=2",), "h100", "starts trainers alone"),
+        ("slurm", (), "miniature", "the miniature needs no launcher"),
+    ],
+)
+def test_what_a_launcher_cannot_do_is_refused(
+    launcher: str, settings: tuple[str, ...], preset: str, part: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"^[^\n]+$") as refused:
+        write(launcher, tmp_path / "out", *settings, preset=preset)
+    assert part in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
+    write("slurm", tmp_path)
+    write("slurm", tmp_path, *SPREAD)  # its own: written again
+    (tmp_path / "machine.sh").write_text("mine\n")
+    with pytest.raises(ConfigError, match=r"machine\.sh was not written by"):
+        write("slurm", tmp_path)
+    assert (tmp_path / "machine.sh").read_text() == "mine\n"
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is not a folder"):
+        write("slurm", tmp_path / "file")
+
+
+def machine(tmp_path: Path, number: str, *settings: str, count: int = 1) -> list[list[str]]:
+    """The `count` commands that machine.sh becomes or starts, with a stand-in for Python."""
+    write("slurm", tmp_path / "launch", *settings)
+    project = tmp_path / "project"
+    (project / ".venv" / "bin").mkdir(parents=True)
+    said = tmp_path / "said"
+    (project / ".venv" / "bin" / "activate").write_text(f"PATH={project}/.venv/bin:$PATH\n")
+    python = project / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
+    python.chmod(0o755)
+    subprocess.run(
+        ["bash", str(tmp_path / "launch" / "machine.sh"), number, "10.0.0.1,10.0.0.2", "/shared/r"],
+        check=True,
+        env={**os.environ, "PROJECT": str(project)},
+    )
+    until = time.monotonic() + 20  # one of them runs in the background
+    while len(said.read_text().splitlines()) < count and time.monotonic() < until:
+        time.sleep(0.05)
+    return sorted(line.split() for line in said.read_text().splitlines())
+
+
+def test_the_first_machine_leads_and_the_others_join(tmp_path: Path) -> None:
+    (leads,) = machine(tmp_path / "0", "0", *SPREAD)
+    assert leads[:5] == ["-m", "recipes.gemma4_abliterated", "all", "--until", "train"]
+    (joins,) = machine(tmp_path / "1", "1", *SPREAD)
+    assert joins[:5] == ["-m", "recipes.gemma4_abliterated", "join", "--number", "1"]
+    for words in (leads, joins):
+        assert words[words.index("--set") + 1] == "hosts=10.0.0.1,10.0.0.2"
+        assert words[words.index("--run-dir") + 1] == "/shared/r"
+
+
+def test_a_first_machine_with_producers_serves_them_too(tmp_path: Path) -> None:
+    both = ("hosts=a,b", "host_gpus=1", "trainers=2", "producers=2")
+    commands = [words[2:5] for words in machine(tmp_path, "0", *both, count=2)]
+    assert commands == [["all", "--until", "train"], ["join", "--number", "0"]]
+
+
+def test_one_machine_runs_everything(tmp_path: Path) -> None:
+    (words,) = machine(tmp_path, "0", "trainers=2")
+    assert words[2:5] == ["all", "--until", "serve"]
+
+
+def test_the_command_line_writes_them(tmp_path: Path) -> None:
+    out = tmp_path / "jobs"
+    done = cli("plan", "--preset", "h100", "--set", "trainers=2", "--launcher", "slurm", "--out",
+               str(out), "--run-dir", str(tmp_path / "run"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"written: {out / 'job.sbatch'}" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["jobs"]
+    alone = cli("plan", "--preset", "h100", "--launcher", "slurm")
+    assert (alone.returncode, alone.stderr.count("\n")) == (2, 1)
+    assert "--launcher NAME and --out FOLDER go together" in alone.stderr
+    until = cli("all", "--until", "lunch")
+    assert until.returncode == 2
+    assert "--until lunch is none of regenerate" in until.stderr

@@ -1,0 +1,203 @@
+"""`plan` for several GPUs and machines: the arithmetic, what it prints, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import scale_trainers
+from recipes.config import ConfigError, resolve
+from recipes.spread import outlook, refusals
+from recipes.spread.model import Rates, bounds, fit
+from recipes.spread.placement import place
+
+RATES = Rates(0.0, 1e-4, 4e8, 50e9, 1.25e9, 22_528, producer_tokens_s=5000.0)
+
+
+def recipe(*settings: str, preset: str = "h100"):
+    return resolve(preset, None, list(settings))[0]
+
+
+def said(tmp_path: Path, *settings: str, preset: str = "h100") -> list[str]:
+    return list(outlook.lines(recipe(*settings, preset=preset), preset, tmp_path))
+
+
+# ---- the model ----
+
+
+def first(rates: Rates, *settings: str) -> tuple[str, float]:
+    placement = place(recipe(*settings))
+    bound = bounds(rates, placement, 4096)[0]
+    return bound.what, bound.tokens_s
+
+
+def test_each_part_can_be_the_one_that_holds_back() -> None:
+    spread = ("hosts=a,b", "trainers=1", "producers=4")
+    assert first(RATES, "producers=1", "host_gpus=2") == ("producers", 5000.0)
+    what, pace = first(replace(RATES, producer_tokens_s=50_000.0), "host_gpus=2")
+    assert (what, pace) == ("trainers", pytest.approx(1e4))
+    what, pace = first(replace(RATES, network_bytes_s=22_528e3), *spread)
+    assert (what, pace) == ("network", pytest.approx(1000))
+    what, pace = first(replace(RATES, disk_bytes_s=22_528e3), *spread)
+    assert (what, pace) == ("disk", pytest.approx(500))  # written and read
+    # On one GPU a token costs both times.
+    what, pace = first(RATES)
+    assert (what, pace) == ("a GPU that trainer and producer share", pytest.approx(10_000 / 3))
+
+
+def test_half_of_the_rows_stay_at_home_where_both_machines_do_both() -> None:
+    both = ("hosts=a,b", "trainers=2", "producers=2", "host_gpus=1")
+    slow = replace(RATES, network_bytes_s=22_528e3, gradient_bytes=0.0)
+    assert first(slow, *both) == ("network", pytest.approx(4000))
+
+
+def test_the_exchange_of_gradients_is_what_a_ring_moves() -> None:
+    assert RATES.step_s(1000) == pytest.approx(0.1)
+    assert RATES.step_s(1000, 4) == pytest.approx(0.1 + 1.5 * 4e8 / 50e9)
+    assert RATES.step_s(1000, 16, machines=2) == pytest.approx(0.1 + 2 * 15 / 16 * 4e8 / 1.25e9)
+
+
+@given(
+    fixed=st.floats(0, 1),
+    token=st.floats(1e-6, 1e-2),
+    link=st.floats(1e6, 1e11),
+    gradient=st.floats(1e6, 1e9),
+)
+def test_a_fit_finds_the_rates_that_made_the_steps(
+    fixed: float, token: float, link: float, gradient: float
+) -> None:
+    made = replace(RATES, step_fixed_s=fixed, step_token_s=token, gradient_bytes=gradient,
+                   exchange_bytes_s=link)  # fmt: skip
+    rows = [(k, n, made.step_s(n, k)) for k in (1, 2) for n in (64, 512)]
+    found = fit(rows, gradient, RATES)
+    for trainers, tokens in ((1, 200), (2, 200), (8, 4096)):
+        assert found.step_s(tokens, trainers) == pytest.approx(
+            made.step_s(tokens, trainers), rel=1e-3
+        )
+
+
+@given(gpus=st.sampled_from([1, 8, 16, 64]), rate=st.floats(100, 1e5), disk=st.booleans())
+def test_no_split_is_faster_than_the_best_one(gpus: int, rate: float, disk: bool) -> None:
+    one = recipe(f"transfer={'file' if disk else 'mooncake'}")
+    given_rates = replace(RATES, producer_tokens_s=rate)
+    placement, limits = outlook.best(one, given_rates, gpus)
+    used = sum(h.trainers + len(h.producers) - len(h.shared) for h in placement.hosts)
+    assert used == gpus
+    for trainers in (1, gpus // 2 or 1):
+        other = replace(
+            one, trainers=trainers, producers=max(1, gpus - trainers), host_gpus=min(gpus, 8),
+            hosts=tuple(f"m{n}" for n in range(gpus // 8)) if gpus > 8 else (),
+        )  # fmt: skip
+        try:
+            spread = place(other)
+        except ConfigError:
+            continue
+        share = one.disk_mb * 1e6 if disk and spread.is_spread else None
+        pace = bounds(replace(given_rates, disk_bytes_s=share), spread, one.seq_len)[0]
+        assert pace.tokens_s <= limits[0].tokens_s * (1 + 1e-9)
+
+
+def test_the_stated_error_is_that_of_the_measured_rows(tmp_path: Path) -> None:
+    """The result file, the model as it is now and what `plan` prints say the same."""
+    found = json.loads(scale_trainers.RESULT.read_text("utf-8"))
+    rows = scale_trainers.predictions(found["rows"], found["gradient_bytes"])
+    unseen = [abs(row["error"]) for row in rows if not row["fitted"]]
+    assert {row["trainers"] for row in rows if not row["fitted"]} == {1, 2}
+    assert max(unseen) == pytest.approx(found["largest_error_on_unseen"])
+    stated = f"at most {100 * found['largest_error_on_unseen']:.0f} %"
+    assert any(stated in line for line in said(tmp_path, "trainers=2"))
+
+
+# ---- what is printed ----
+
+
+def test_one_trainer_and_one_producer_are_planned_as_before() -> None:
+    assert not outlook.is_several(recipe())
+    assert outlook.is_several(recipe("producers=2"))
+
+
+def test_the_plan_says_who_where_and_what_flows(tmp_path: Path) -> None:
+    lines = said(
+        tmp_path, "hosts=a,b", "trainers=4", "producers=8", "transfer=mooncake",
+        "producer_tokens_s=20000", "network_gbit=10",
+    )  # fmt: skip
+    text = "\n".join(lines)
+    assert "  a: 4 trainers on GPU 0-3 (about 9.4 GB each), leads" in lines
+    assert "  b: 8 producers on GPU 0-7 (40 of 80 GB each)" in lines
+    assert "22.5 kB a token" in text
+    assert "100 % of it between machines" in text
+    assert "held back by: network" in text
+    # 4 trainers of 40k tokens/s, less the exchange: what they would need of the link.
+    assert "network: 10 Gbit/s does not carry it" in text
+    assert "takes 26 Gbit/s" in text
+    for gpus in ("  1 on 1 machine:", "  8 on 1 machine:", "  64 on 8 machines:"):
+        assert any(line.startswith(gpus) for line in lines)
+    fast = said(
+        tmp_path, "hosts=a,b", "trainers=4", "producers=8", "transfer=mooncake",
+        "producer_tokens_s=20000", "network_gbit=100",
+    )  # fmt: skip
+    assert "network: 100 Gbit/s carries it" in fast
+
+
+def test_what_nobody_measured_is_called_that(tmp_path: Path) -> None:
+    text = "\n".join(said(tmp_path, "trainers=2"))
+    assert "producers: not measured on this machine" in text
+    assert "(assumed)" in text
+    spark = "\n".join(said(tmp_path, "hosts=a,b", preset="dgx-spark"))
+    assert "pace: at least 1,179 tokens/s" in spark
+    assert "best split" not in spark
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        (["producers=2", "train_vllm_share=0.3"], "24 GB, and the body's weights alone take 27"),
+        (["train_vllm_share=0.95"], "do not fit on one GPU of 80 GB"),
+        (["hosts=a,b", "network_gbit=0.005"], "take 148 s over it, longer than request_timeout"),
+        (["hidden_states=offline", "transfer=mooncake"], "wants them as files"),
+        (["trainers=3", "host_gpus=2"], "need a GPU each"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(tmp_path: Path, settings, part) -> None:
+    with pytest.raises(ConfigError, match=r"^[^\n]+$") as refused:
+        refusals.check(recipe(*settings), "h100", tmp_path)
+    assert part in str(refused.value)
+
+
+def test_a_share_too_large_for_two_is_fine_where_each_has_its_gpu(tmp_path: Path) -> None:
+    refusals.check(recipe("train_vllm_share=0.95", "host_gpus=2"), "h100", tmp_path)
+
+
+def test_the_miniature_is_of_one_machine(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one machine"):
+        refusals.check(recipe("hosts=a,b", preset="miniature"), "miniature", tmp_path)
+
+
+def test_a_run_folder_that_the_others_do_not_see_is_refused(tmp_path: Path, monkeypatch) -> None:
+    here = socket.gethostname()
+    both = recipe(f"hosts={here},other")
+    monkeypatch.setattr(refusals, "filesystem", lambda path: "ext4")
+    with pytest.raises(ConfigError, match="is on ext4, which the other hosts don't see"):
+        refusals.check(both, "h100", tmp_path)
+    monkeypatch.setattr(refusals, "filesystem", lambda path: "nfs4")
+    refusals.check(both, "h100", tmp_path)
+    # Planned elsewhere: this machine's folders say nothing.
+    monkeypatch.setattr(refusals, "filesystem", lambda path: "ext4")
+    refusals.check(recipe("hosts=one,other"), "h100", tmp_path)
+
+
+def test_the_filesystem_is_that_of_the_longest_mount(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"a / ext4 rw 0 0\nb {tmp_path} nfs4 rw 0 0\nc {tmp_path}x xfs rw 0 0\n")
+    assert refusals.filesystem(tmp_path / "not" / "yet", mounts) == "nfs4"
+    assert refusals.filesystem(Path("/"), mounts) == "ext4"
+    assert refusals.filesystem(Path("/"), tmp_path / "none") == ""
