@@ -41,5 +41,5 @@ def value(metrics: Mapping[str, float], kind: str) -> float | None:
 def told(reached: float, kind: str) -> str:
     """The value as the log says it."""
     if KINDS[kind] is None:
-        return f"loss_epoch={reached:.6f}"
+        return f"loss {reached:.6f}"
     return f"{kind}: {-reached:.4f} a step"

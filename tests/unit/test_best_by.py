@@ -30,7 +30,7 @@ def test_what_is_not_reported_is_never_best() -> None:
 
 
 def test_the_log_says_which_kind() -> None:
-    assert best.told(0.4, "loss") == "loss_epoch=0.400000"
+    assert best.told(0.4, "loss") == "loss 0.400000"
     assert best.told(-2.46, "greedy-tokens") == "greedy-tokens: 2.4600 a step"
 
 

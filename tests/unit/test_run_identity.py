@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from speculators_patches.step_checkpoints.identity import _architecture, _model, _plain
+from speculators_patches.step_checkpoints.identity import _architecture, _plain, model_fields
 
 
 def kl(): ...  # type: ignore[no-untyped-def]
@@ -37,7 +37,7 @@ def test_another_teacher_is_another_run() -> None:
     def names(**head: float) -> dict[str, object]:
         return {
             f.name: f.value
-            for f in _model(SimpleNamespace(verifier_lm_head=SimpleNamespace(**head)))
+            for f in model_fields(SimpleNamespace(verifier_lm_head=SimpleNamespace(**head)))
         }
 
     assert "teacher.softcap" not in names()
