@@ -22,7 +22,7 @@ folder = Path(sys.argv[1])
 print("begun", flush=True)
 while not (folder / "ballast").exists():
     time.sleep(0.01)
-for step in tqdm(range(300), mininterval=0):
+for step in tqdm(range(3000), mininterval=0):  # more than the whole disk
     print("step", step, "-" * 40)
 print("a", "b" * 9000, file=sys.stderr)
 (folder / "ballast").unlink()
