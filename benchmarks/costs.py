@@ -16,6 +16,9 @@ from benchmarks.break_even import StepCost
 from benchmarks.client import BenchError, Client
 from benchmarks.schema import ArmSpec, RequestRow
 
+# How costs were timed where no synthetic arm was: what the report says first.
+OWN_STEPS = "steps of the bench"
+
 # Odd, so that the median is one of them.
 PROBES = 15
 

@@ -93,7 +93,8 @@ def break_even(costs: Sequence[StepCost], title: str = "") -> bytes | None:
                 color=_COLOURS[k % len(_COLOURS)],
             )  # fmt: skip
         axis.axhline(1, color="#555", linestyle="--", linewidth=1)
-        axis.set_title(f"concurrency {concurrency}", fontsize=10)
+        how = next(c.how for c in costs if c.concurrency == concurrency).partition(" (")[0]
+        axis.set_title(f"concurrency {concurrency}; timed: {how or 'unknown'}", fontsize=9)
         axis.set_xlabel("conditional acceptance at every position, %")
         axis.set_ylabel("speedup")
         axis.grid(alpha=0.3)

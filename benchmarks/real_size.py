@@ -91,15 +91,17 @@ def drafter(size: Size, device: str, *, seed: int = 0, attention: str | None = N
     return model
 
 
-def batch(size: Size, model: Any, seed: int) -> dict[str, torch.Tensor]:
+def batch(size: Size, model: Any, seed: int, documents: int = 4) -> dict[str, torch.Tensor]:
     """One packed batch, as upstream's collate function makes it: `[1, tokens, ...]`.
 
     The body's last hidden state is its head's row of the token after the next one, so its logits
     name that token; the layers below are the same, noisier. A walk with a fixed stride over the
-    draft vocabulary, from a random start in each of four documents.
+    draft vocabulary, from a random start in each document.
+
+    Args:
+        documents: how many fill the batch, all of one length.
     """
     random = torch.Generator().manual_seed(seed)
-    documents = 4
     length = size.tokens // documents
     start = torch.randint(size.draft_vocabulary, (documents, 1), generator=random)
     ids = (start + 7 * torch.arange(length + 1)) % size.draft_vocabulary

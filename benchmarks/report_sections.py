@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.arm_verdict import MANY_CUT
+from benchmarks.costs import OWN_STEPS
 from benchmarks.schema import Results
 
 
@@ -218,12 +219,17 @@ def _break_even(summary: dict[str, Any]) -> Section:
             )
         )  # fmt: skip
     sources = ", ".join(dict.fromkeys(c["how"] for c in summary["costs"]))
-    words = (
+    words: tuple[str, ...] = (
         "Speedup = (1 + c + ... + c^n) * plain step / (verify + draft), for a conditional "
         "acceptance c at every position; the last column is the c at which it is 1.",
         f"Timed with: {sources}. Where drafting is -, only the whole step could be timed, and it "
         "stands under verify.",
     )
+    if any(c["how"].startswith(OWN_STEPS) for c in summary["costs"]):
+        words += (
+            "NOT timed with synthetic acceptance: these are steps of the drafters measured above, "
+            "at the acceptance that they had.",
+        )
     return Section(
         "Break-even on this machine",
         words if rows else (),

@@ -11,7 +11,7 @@ from benchmarks.arms import Arm
 from benchmarks.bench_setup import Setup
 from benchmarks.break_even import StepCost
 from benchmarks.client import BenchError
-from benchmarks.costs import probe_verify, step_costs
+from benchmarks.costs import OWN_STEPS, probe_verify, step_costs
 from benchmarks.near_ties import diverging, with_gaps
 from benchmarks.report import write_report
 from benchmarks.runner import Bench, Progress
@@ -60,7 +60,7 @@ def run_bench(
     """
     bench = Bench(setup, folder, pool, together=together, progress=progress)
     results, extra = _afterwards(bench, bench.run(), progress)
-    costs, how = step_costs(results.requests, results.arms, extra), "steps of the bench"
+    costs, how = step_costs(results.requests, results.arms, extra), OWN_STEPS
     if break_even:
         synthetic, why = _synthetic(bench, folder / "break-even", progress)
         costs, how = (synthetic, why) if synthetic else (costs, f"{how} ({why})")

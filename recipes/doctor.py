@@ -26,10 +26,10 @@ from recipes.plan_costs import (
     EXACT_CHECKPOINT_BYTES,
     GIB,
     HIDDEN_BYTES,
-    TRAINER_BYTES,
     tokens_of,
 )
 from recipes.spread.placement import Host, place
+from recipes.train_memory import device_bytes
 
 NEEDED_SPECULATORS = SpecifierSet(">=0.8.1")
 TESTED_SPECULATORS = SpecifierSet(">=0.8.1,<0.10")
@@ -79,6 +79,7 @@ def examine(recipe: Recipe, machine: Machine, run_dir: Path, preset: str) -> lis
         *_disk(recipe, machine, run_dir, real),
         *_ports(recipe, machine),
         *_endpoints(machine),
+        *_mooncake(recipe, machine),
     ]
 
 
@@ -136,17 +137,18 @@ def _torch(recipe: Recipe, m: Machine) -> Iterator[Finding]:
         yield _problem("torch", "not installed", "python3 recipes/setup_venv.py .venv")
         return
     fused = recipe.loss_implementation
-    if Version(found).release[:2] == (2, 11) and fused == "fused":
-        yield _problem(
-            "torch",
-            f'{found}: the fused loss dies in it (dynamo: "already tracked for mutation")',
-            "--set loss_implementation=auto, which takes the eager loss there",
-        )
-    elif fused == "fused" and not m.has_accelerator:
+    if fused == "fused" and not m.has_accelerator:
         yield _problem(
             "torch",
             "the fused loss needs a GPU, and there is none",
             "--set loss_implementation=auto",
+        )
+    elif fused == "fused":
+        yield _warning(
+            "torch",
+            f"{found}: resumed after a reboot or elsewhere, a run need not be bitwise the same "
+            "with the fused loss, which picks its tiles by timing",
+            "--set loss_implementation=auto, unless at most 7 % of a step are worth that",
         )
     else:
         yield _ok("torch", found)
@@ -290,6 +292,7 @@ def _gpu_memory(recipe: Recipe, m: Machine, real: bool) -> Iterator[Finding]:
             )
             continue
         vllm = total * recipe.train_vllm_share
+        trainer = device_bytes(recipe.ttt_steps, recipe.seq_len)
         if vllm < BODY_FP8_BYTES * 1.1:
             yield _problem(
                 "GPU",
@@ -297,10 +300,10 @@ def _gpu_memory(recipe: Recipe, m: Machine, real: bool) -> Iterator[Finding]:
                 f"{_gb(vllm)}; the body's weights alone take about {_gb(BODY_FP8_BYTES)}",
                 "raise train_vllm_share",
             )
-        elif host.shared and recipe.hidden_states == "online" and vllm + TRAINER_BYTES > total:
+        elif host.shared and recipe.hidden_states == "online" and vllm + trainer > total:
             yield _problem(
                 "GPU",
-                f"{gpu.name}: vLLM's {_gb(vllm)} and the trainer's {_gb(TRAINER_BYTES)} do not fit "
+                f"{gpu.name}: vLLM's {_gb(vllm)} and the trainer's {_gb(trainer)} do not fit "
                 f"into {_gb(total)}",
                 "lower train_vllm_share, or seq_len",
             )
@@ -387,6 +390,22 @@ def _endpoints(m: Machine) -> Iterator[Finding]:
             )
         else:
             yield _ok(f"endpoint {url}", "answers")
+
+
+def _mooncake(recipe: Recipe, m: Machine) -> Iterator[Finding]:
+    if recipe.transfer != "mooncake":
+        return
+    installed = m.versions.get("speculators")
+    if installed is not None and Version(installed) < Version("0.9.0"):
+        yield _problem(
+            "mooncake",
+            f"speculators {installed} has another form of its transfer",
+            "install speculators 0.9.0, or --set transfer=file",
+        )
+    elif m.no_mooncake:
+        yield _problem("mooncake", m.no_mooncake.rstrip("."), "or --set transfer=file")
+    else:
+        yield _ok("mooncake", "installed")
 
 
 def _gb(size: float) -> str:

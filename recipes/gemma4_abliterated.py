@@ -346,7 +346,7 @@ def doctor(
 
     with _clear_errors():
         recipe, _, folder, name = _resolve(run_dir, preset, config, set_)
-        endpoints = (*recipe.regenerate_endpoints, recipe.train_endpoint)
+        endpoints = (*recipe.regenerate_endpoints, *recipe.train_endpoints)
         found = doctoring.examine(
             recipe,
             machine.examine(

@@ -55,6 +55,7 @@ class Machine:
         busy_ports: ports of the recipe's that something else uses.
         endpoints: address -> "" if its /health answers, else what it said.
         refused: patches that would be refused, with the reason.
+        no_mooncake: why Mooncake cannot be used, as a sentence; None: it can.
     """
 
     versions: dict[str, str] = field(default_factory=dict)
@@ -72,6 +73,7 @@ class Machine:
     busy_ports: tuple[int, ...] = ()
     endpoints: dict[str, str] = field(default_factory=dict)
     refused: tuple[tuple[str, str], ...] = ()
+    no_mooncake: str | None = None
 
 
 def examine(
@@ -79,6 +81,7 @@ def examine(
 ) -> Machine:
     """Looks, and changes nothing (a probe file in the run folder is removed at once)."""
     from recipes.upstream import has_accelerator
+    from recipes.vllm import mooncake
     from recipes.vllm.spec import installed as installed_vllm
     from speculators_patches import patches
     from speculators_patches.report import Verdict
@@ -107,6 +110,7 @@ def examine(
             for name, patch in patches.table().items()
             if (judgement := judge(patch, machine=False)).verdict is Verdict.REFUSED
         ),
+        no_mooncake=mooncake.missing(),
     )
 
 

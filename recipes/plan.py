@@ -18,11 +18,12 @@ from recipes.config import Recipe
 from recipes.process import with_environment
 from recipes.run_folder import RunFolder
 from recipes.server_specs import (
+    alike,
     extraction_server,
     plain_server,
     production_server,
 )
-from recipes.spread import torchrun
+from recipes.vllm.mooncake_master import master_command
 from recipes.vllm_server import Installed, ServerSpec, command
 
 PLACE = "http://127.0.0.1:PORT"  # known once the server has picked one
@@ -75,12 +76,20 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
             output=checkpoints,
             logs=run.stage_dir("train") / "logs",
             endpoint=endpoint,
+            store=extraction.extraction_store,
             cached=cached if recipe.hidden_states == "offline" else None,
             accelerator=real or upstream.has_accelerator(),
         )
-        return ("upstream", with_environment(argv, torchrun.environment(recipe)))
+        return ("upstream", with_environment(argv, upstream.train_environment(recipe)))
 
-    train_commands = [server(extraction, recipe.train_endpoint)]
+    train_commands = [
+        server(spec, url)
+        for url in recipe.train_endpoints or ("",)
+        for spec in ([extraction] if url else alike(extraction, recipe.producers))
+    ]
+    if extraction.extraction_store is not None and not recipe.mooncake_master:
+        train_commands.insert(0, ("master", master_command(extraction.extraction_store.master)))
+    places = ",".join([PLACE] * recipe.producers)
     if recipe.hidden_states == "offline":
         extract = with_environment(
             upstream.extract_offline(
@@ -90,7 +99,7 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
         )
         train_commands += [("upstream", extract), training(None)]
     else:
-        train_commands.append(training(recipe.train_endpoint or PLACE))
+        train_commands.append(training(",".join(recipe.train_endpoints) or places))
     bench_servers = tuple(
         server(arm.server) for arm in bench_arms(recipe, drafter) if arm.server is not None
     )
@@ -98,13 +107,18 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
         StagePlan(
             "regenerate",
             (
-                *(server(plain, url) for url in recipe.regenerate_endpoints or ("",)),
+                *(server(plain, url) for url in recipe.regenerate_endpoints),
+                *(
+                    server(spec)
+                    for spec in alike(plain, recipe.producers)
+                    if not recipe.regenerate_endpoints
+                ),
                 (
                     "upstream",
                     with_environment(
                         upstream.regenerate(
                             recipe,
-                            endpoints=recipe.regenerate_endpoints or (PLACE,),
+                            endpoints=recipe.regenerate_endpoints or (PLACE,) * recipe.producers,
                             outfile=run.stage_dir("regenerate") / "responses.jsonl",
                             limit=recipe.samples,
                         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from recipes.config import Recipe
+from recipes.train_memory import device_bytes
 
 GIB = 2**30
 
@@ -18,13 +19,12 @@ DRAFTER_BYTES = 1_855_768_160
 CHECKPOINT_BYTES = 2_250_000_000
 BODY_FP8_BYTES = 27e9
 VOCABULARY = 262_144
-# Measured on an H100 80GB with upstream 0.9.0, 4096 packed tokens, ttt_steps 3, eager loss.
-H100_STEP_S = 0.103
-TRAINER_BYTES = 8.8 * GIB
-# What each position trained beyond the third adds on the same card: 1.1 GiB (peaks of 8.60, 9.69
-# and 10.83 GiB at ttt_steps 3, 4, 5) and about 0.4 of a step (results/ttt_cost_h100.json).
-POSITION_BYTES = 1.1 * GIB
-POSITION_SHARE = 0.4
+# Measured on an H100 80GB with upstream 0.9.0, 4096 packed tokens, ttt_steps 3, eager loss, batches
+# already on the device (benchmarks/results/train_step_h100.json).
+H100_STEP_S = 0.048
+# What each position trained beyond the third adds to a step: ttt_steps 5 takes 1.67 of it, both at
+# 4096 and at 8192 tokens (the same file).
+POSITION_SHARE = 0.33
 # One exact checkpoint: trained weights and two moments in float32 (benchmarks/checkpoint_stall.py).
 EXACT_CHECKPOINT_BYTES = 1_190_000_000
 
@@ -43,11 +43,6 @@ def steps_of(recipe: Recipe) -> int:
 def step_factor(ttt_steps: int) -> float:
     """A training step's time relative to the one at ttt_steps 3, which was measured."""
     return max(0.2, 1 + POSITION_SHARE * (ttt_steps - 3))
-
-
-def trainer_bytes(ttt_steps: int) -> float:
-    """Peak memory of the trainer at 4096 packed tokens."""
-    return TRAINER_BYTES + POSITION_BYTES * (ttt_steps - 3)
 
 
 def regenerate(recipe: Recipe, preset: str) -> Iterator[str]:
@@ -96,8 +91,8 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
         )
     memory = 121e9 if preset == "dgx-spark" else 80e9
     trainer = (
-        f"trainer about {trainer_bytes(recipe.ttt_steps) / 1e9:.1f} GB (4096 tokens, "
-        f"ttt_steps={recipe.ttt_steps}; measured at 3, 4 and 5)"
+        f"trainer about {device_bytes(recipe.ttt_steps, recipe.seq_len) / 1e9:.1f} GB "
+        f"(ttt_steps={recipe.ttt_steps}, seq_len={recipe.seq_len}; from peaks on an H100)"
     )
     vllm = (
         f"vLLM {memory * recipe.train_vllm_share / 1e9:.0f} GB of {memory / 1e9:.0f} GB "
@@ -113,12 +108,13 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
             f"disk: hidden states pass through at {token_bytes / 1000:.1f} kB a token and are "
             "deleted once read; files of aborted requests are swept"
         )
-    if recipe.num_speculative_tokens > recipe.ttt_steps:
+    drafted = recipe.num_speculative_tokens
+    if drafted > recipe.ttt_steps:
         yield (
-            f"positions: {recipe.num_speculative_tokens} are drafted in serve and "
-            f"{recipe.ttt_steps} trained; ttt_steps={recipe.num_speculative_tokens} would train "
-            f"all, with {trainer_bytes(recipe.num_speculative_tokens) / 1e9:.1f} GB and steps "
-            f"{step_factor(recipe.num_speculative_tokens) / step_factor(recipe.ttt_steps):.1f} "
+            f"positions: {drafted} are drafted in serve and {recipe.ttt_steps} trained; "
+            f"ttt_steps={drafted} would train all, with "
+            f"{device_bytes(drafted, recipe.seq_len) / 1e9:.1f} GB and steps "
+            f"{step_factor(drafted) / step_factor(recipe.ttt_steps):.1f} "
             "times as long (what that brings: benchmarks/README.md)"
         )
     exact = recipe.checkpoint_keep + 1

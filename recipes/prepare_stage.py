@@ -89,19 +89,6 @@ def prepare(ctx: Context) -> None:
         )
 
 
-def _coverage(ctx: Context, folder: Path) -> list[Coverage]:
-    """What the drafter can say of each kind of text, told and returned; it never ends the stage."""
-    try:
-        found = coverage.of_run(ctx.recipe, folder / FREQUENCIES)
-    except (OSError, ValueError) as e:
-        reason = str(e).partition("\n")[0]
-        ctx.display.line(f"prepare: coverage of the draft vocabulary is not known: {reason}")
-        return []
-    for line in coverage.lines(found, ctx.recipe):
-        ctx.display.line(line)
-    return found
-
-
 def prepared(ctx: Context, source: Mapping[str, Any]) -> Path:
     """The folder of the data set that `prepare` finished, still as it left it.
 
@@ -118,6 +105,19 @@ def prepared(ctx: Context, source: Mapping[str, Any]) -> Path:
             "run prepare again (it takes minutes and no server)."
         )
     return data
+
+
+def _coverage(ctx: Context, folder: Path) -> list[Coverage]:
+    """What the drafter can say of each kind of text, told and returned; it never ends the stage."""
+    try:
+        found = coverage.of_run(ctx.recipe, folder / FREQUENCIES)
+    except (OSError, ValueError) as e:
+        reason = str(e).partition("\n")[0]
+        ctx.display.line(f"prepare: coverage of the draft vocabulary is not known: {reason}")
+        return []
+    for line in coverage.lines(found, ctx.recipe):
+        ctx.display.line(line)
+    return found
 
 
 def _check(ctx: Context, staging: Path, want: Expected) -> None:

@@ -8,13 +8,13 @@ the user's share the work; without any, the recipe starts one server.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from recipes import upstream
 from recipes.answer_summary import summarise
 from recipes.process import StageError
+from recipes.producing import side_by_side
 from recipes.responses import Responses, count_lines
 from recipes.run_folder import file_digest
 from recipes.server_specs import plain_server
@@ -112,12 +112,12 @@ def _ask(ctx: Context, work: Work, responses: Responses, missing: int) -> None:
         )
 
     watch = watching(recipe, ctx.display.line)
-    with ExitStack() as stack:
-        stack.enter_context(ctx.wanting(BODY))
-        urls = [
-            stack.enter_context(ctx.servers.lease(server(ctx), url, watch=watch)).base_url
-            for url in recipe.regenerate_endpoints or ("",)
-        ]
+    specs = side_by_side(recipe, server(ctx), recipe.regenerate_endpoints)
+    with (
+        ctx.wanting(BODY),
+        ctx.servers.several(specs, recipe.regenerate_endpoints, watch) as servers,
+    ):
+        urls = servers.base_url.split(",")
         # Upstream's --limit counts the rows still to do, not the ones that --resume skips.
         argv = upstream.regenerate(recipe, endpoints=urls, outfile=responses.path, limit=missing)
         work.command(argv, show, upstream.regenerate_environment(recipe))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.config import ConfigError, Recipe
+from recipes.vllm.mooncake import Store
 from recipes.vllm_server import ServerSpec
 
 
@@ -38,17 +41,57 @@ def plain_server(recipe: Recipe, name: str = "body") -> ServerSpec:
 
 
 def extraction_server(recipe: Recipe, folder: Path, name: str = "extraction") -> ServerSpec:
-    """The body as a producer of hidden states, written as files into `folder`."""
+    """The body as a producer of hidden states, as files in `folder` or in the recipe's store."""
+    store = store_of(recipe)
     return ServerSpec(
         name=name,
         model=recipe.body,
         extraction_layers=(*recipe.target_layers, body_layers(recipe)),
-        extraction_folder=folder,
+        extraction_folder=None if store else folder,
+        extraction_store=store,
         max_model_len=recipe.train_max_model_len or recipe.seq_len + 1,
         dtype=recipe.dtype,
         gpu_memory_utilization=recipe.train_vllm_share,
         extra_args=recipe.vllm_extra,
     )
+
+
+def store_of(recipe: Recipe) -> Store | None:
+    """Where hidden states are kept; None: in files. The leading machine has the master."""
+    host = recipe.hosts[0] if recipe.hosts else "127.0.0.1"
+    if recipe.transfer == "file":
+        return None
+    return Store(
+        master=recipe.mooncake_master or f"{host}:{recipe.mooncake_port}",
+        segment_gib=recipe.mooncake_segment_gib,
+        room_s=recipe.producer_wait_minutes * 60,
+        unread_s=recipe.request_timeout,
+    )
+
+
+def alike(spec: ServerSpec, count: int, gpus: Sequence[str] = ()) -> list[ServerSpec]:
+    """`count` servers like `spec`, the first of them under its name.
+
+    Args:
+        gpus: for each server, as CUDA_VISIBLE_DEVICES names it; empty: none, or not known.
+
+    Raises:
+        ConfigError: more servers than GPUs.
+    """
+    if count == 1:
+        return [spec]
+    if 0 < len(gpus) < count:
+        raise ConfigError(
+            f"producers={count} need a GPU each, and this machine has {len(gpus)}: lower producers."
+        )
+    return [
+        dataclasses.replace(
+            spec,
+            name=spec.name if number == 0 else f"{spec.name}-{number + 1}",
+            env={**spec.env} | ({"CUDA_VISIBLE_DEVICES": gpus[number]} if gpus else {}),
+        )
+        for number in range(count)
+    ]
 
 
 def drafting(drafter: Path, n: int, method: str = "greedy") -> dict[str, Any]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from recipes.config import Recipe
 from recipes.vllm import probes
 from recipes.vllm.errors import cause_in_log
+from recipes.vllm.mooncake_master import Master
 from recipes.vllm.progress import Limits
 from recipes.vllm.watch import Watch, Watcher
 from recipes.vllm_server import Endpoint, Server, ServerSpec, attach, command
@@ -38,6 +40,7 @@ class ServerPool:
         self._endpoint_wait_s = endpoint_wait_s
         self._running: dict[str, Server] = {}
         self._watchers: dict[str, Watcher] = {}
+        self._master: Master | None = None
 
     def prestart(self, *specs: ServerSpec) -> None:
         """Begin starting servers and return at once; already started ones are left alone."""
@@ -98,6 +101,38 @@ class ServerPool:
                 self._say(f"waiting for {endpoint} ({left:.0f} s left)")
                 time.sleep(min(2.0, left))
 
+    @contextmanager
+    def several(
+        self, specs: list[ServerSpec], endpoints: tuple[str, ...] = (), watch: Watch | None = None
+    ) -> Iterator[Endpoint]:
+        """As `lease`, for servers that answer alike; `base_url` lists them, separated by commas.
+
+        Args:
+            endpoints: servers that the user runs; those of `specs` are not started then.
+        """
+        with ExitStack() as stack:
+            if endpoints:
+                pairs = [(specs[0], url) for url in endpoints]
+            else:
+                self.prestart(*specs)  # side by side
+                pairs = [(spec, "") for spec in specs]
+            ready = [stack.enter_context(self.lease(spec, url, watch=watch)) for spec, url in pairs]
+            yield replace(ready[0], base_url=",".join(one.base_url for one in ready))
+
+    @contextmanager
+    def mooncake(self, host: str, port: int, say: Callable[[str], None]) -> Iterator[None]:
+        """A Mooncake master for the block, watched as servers are.
+
+        Raises:
+            ServerError: it does not start.
+        """
+        with Master(self._logs / "mooncake-master.log", host, port, say) as self._master:
+            try:
+                self._master.wait_ready()
+                yield
+            finally:
+                self._master = None
+
     def check(self, name: str) -> None:
         """Raises ServerError, with the cause from its log, if a started server has ended."""
         server = self._running.get(name)
@@ -112,10 +147,15 @@ class ServerPool:
         """Raises ServerError if a watched server failed and could not be brought back."""
         for watcher in self._watchers.values():
             watcher.check()
+        if self._master is not None:
+            self._master.check()
 
     def status(self) -> str:
         """What the watched servers do, on one line; "" if none is watched."""
-        return "; ".join(watcher.status() for watcher in self._watchers.values())
+        parts = [watcher.status() for watcher in self._watchers.values()]
+        if self._master is not None:
+            parts.append(self._master.status())
+        return "; ".join(parts)
 
     def start_all(self, specs: list[ServerSpec]) -> None:
         """Start servers side by side and return when every one of them is ready."""

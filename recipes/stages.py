@@ -20,11 +20,11 @@ from recipes.drafting_choice import choose
 from recipes.extract_stage import Extracted, extract
 from recipes.prepare_stage import prepare, prepared
 from recipes.process import StageError
+from recipes.producing import producing, side_by_side
 from recipes.regenerate_stage import regenerate
 from recipes.regenerate_stage import server as answering_server
 from recipes.run_folder import RunFolder, digest, file_digest, write_atomically
-from recipes.server_specs import extraction_server, production_server
-from recipes.servers import watching
+from recipes.server_specs import extraction_server, production_server, store_of
 from recipes.spread import torchrun
 from recipes.spread.call import EXTRACTION, TRAINERS
 from recipes.spread.placement import place
@@ -101,16 +101,15 @@ def train(ctx: Context) -> None:
                 output=checkpoints,
                 logs=work.folder / "logs",
                 endpoint=endpoint,
+                store=store_of(recipe),
                 cached=extracted.folder if extracted is not None else None,
                 incomplete=extracted is not None and extracted.missing > 0,
             )
 
-        env = {**torchrun.environment(recipe), **upstream.train_environment(recipe)}
+        env = upstream.train_environment(recipe)
 
         def lease() -> AbstractContextManager[Endpoint]:
-            (spec,) = servers_of(ctx, "train")
-            watch = watching(recipe, ctx.display.line)
-            return ctx.servers.lease(spec, recipe.train_endpoint, watch=watch)
+            return producing(ctx, servers_of(ctx, "train"))
 
         if recipe.hidden_states == "offline":
             extracted = extract(ctx, source, data, lease)
@@ -202,10 +201,11 @@ def serve(ctx: Context) -> None:
 def servers_of(ctx: Context, name: str) -> list[ServerSpec]:
     """The servers that a stage before the bench leases (unless the user runs one)."""
     if name == "regenerate":
-        return [answering_server(ctx)]
+        return side_by_side(ctx.recipe, answering_server(ctx), ctx.recipe.regenerate_endpoints)
     if name == "train":
         folder = extraction_folder(ctx.run)
-        return [extraction_server(ctx.recipe, folder, ctx.label + "extraction")]
+        spec = extraction_server(ctx.recipe, folder, ctx.label + "extraction")
+        return side_by_side(ctx.recipe, spec, ctx.recipe.train_endpoints)
     return []
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from packaging.version import Version
 
 from recipes.config import Recipe
 from recipes.spread import torchrun
+from recipes.vllm.mooncake import Store
 
 FIRST_WITH_ENTRYPOINTS = Version("0.8.0")
 FIRST_THAT_SKIPS_FREQUENCIES = Version("0.9.0")
@@ -61,22 +63,30 @@ def _patched(module: str, arguments: Sequence[str]) -> list[str]:
 def loss_implementation(recipe: Recipe, accelerator: bool) -> tuple[str, str]:
     """The loss kernel to ask for, and why.
 
-    The fused loss needs an accelerator, and dies under torch 2.11 (dynamo: "ListVariable ...
-    already tracked for mutation").
+    The fused loss needs an accelerator. Its tile is chosen by timing wherever the compiler's cache
+    is empty, and its sums depend on the tile (tests/compat/test_fused_loss_compiles.py): a run that
+    is resumed after a reboot or elsewhere need not be bitwise the same. The eager one takes at most
+    7 % longer a step (benchmarks/README.md).
     """
     if recipe.loss_implementation != "auto":
         return recipe.loss_implementation, "as set"
-    torch = installed("torch")
     if not accelerator:
         return "eager", "no accelerator: the fused loss needs one"
-    if torch is not None and torch.release[:2] == (2, 11):
-        return "eager", f"the fused loss fails under torch {torch}"
-    return "fused", "upstream's default"
+    return "eager", "exact when resumed; the fused loss picks its tile by timing"
 
 
 def has_accelerator() -> bool:
     """Whether a GPU driver is present; does not import torch, so that `plan` stays quick."""
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+
+
+def gpus() -> tuple[str, ...]:
+    """This machine's NVIDIA GPUs as CUDA_VISIBLE_DEVICES names them, and within what it allows."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if shown is None or not found:
+        return tuple(map(str, range(found)))
+    return tuple(one.strip() for one in shown.split(",") if one.strip())
 
 
 def regenerate(recipe: Recipe, *, endpoints: Sequence[str], outfile: Path, limit: int) -> list[str]:
@@ -183,12 +193,15 @@ def train(
     cached: Path | None = None,
     incomplete: bool = False,
     accelerator: bool | None = None,
+    store: Store | None = None,
     number: int = 0,
 ) -> list[str]:
     """argv: upstream's trainer, with torchrun around it if there are several.
 
     `endpoint` is None when the hidden states are in `cached`; `incomplete` says that some rows have
-    none there, which are then left out.
+    none there, which are then left out. Several endpoints are separated by commas: the patch
+    several_producers asks them all. `store` is where they put hidden states; None: into files.
+
     `accelerator` says whether the trainer will have one; None looks (`plan` may know better).
     `number` is the machine's place in `hosts`.
 
@@ -231,11 +244,12 @@ def train(
     else:
         arguments += [
             "--on-missing", "generate",
-            "--vllm-endpoint", f"{endpoint}/v1",
+            "--vllm-endpoint", ",".join(f"{url}/v1" for url in endpoint.split(",")),
             "--request-timeout", str(recipe.request_timeout),
             "--max-retries", str(recipe.max_retries),
             # Of the patch wait_for_producer.
             "--producer-wait-minutes", str(recipe.producer_wait_minutes),
+            *(store.trainer_flags() if store else ()),
         ]  # fmt: skip
     # Of the patch step_checkpoints, which takes them out before upstream parses.
     arguments += [
@@ -255,9 +269,12 @@ def train(
     return torchrun.wrapped(recipe, command, number)
 
 
-def train_environment(recipe: Recipe) -> dict[str, str]:
-    """What the patch expected_acceptance reads from the environment."""
-    return {"SPECULATORS_PATCHES_SERVE_TEMPERATURE": str(recipe.serve_temperature)}
+def train_environment(recipe: Recipe, number: int = 0) -> dict[str, str]:
+    """Variables for `train`'s command on machine `number`: torchrun's, and what the patch
+    expected_acceptance reads."""
+    return torchrun.environment(recipe, number) | {
+        "SPECULATORS_PATCHES_SERVE_TEMPERATURE": str(recipe.serve_temperature)
+    }
 
 
 def newest_drafter(checkpoints: Path) -> Path:

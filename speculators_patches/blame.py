@@ -21,8 +21,10 @@ def blame(error: BaseException, reached: bool = True) -> tuple[Blame, str]:
     import openai
     from safetensors import SafetensorError
 
+    from speculators_patches.store_wait import StoreAway
+
     why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200].rstrip('. ')}"
-    if not reached:
+    if not reached or isinstance(error, StoreAway):  # the second: what was made is lost
         return "away", why
     if isinstance(error, openai.APIStatusError):
         if error.status_code in (408, 425, 429):

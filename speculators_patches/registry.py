@@ -74,6 +74,8 @@ class Patch:
         default: False for patches that are applied only when named (recipes do).
         tested: versions that the patch was run on, those that do not need it included. For any
             other version the source decides: the defective source is patched whatever its number.
+        used_by: the top-level package whose programs need the patch, where that is not the package
+            it changes (speculators' loss fails in torch).
     """
 
     name: str
@@ -88,6 +90,7 @@ class Patch:
     changes_learning: bool = False
     default: bool = True
     tested: tuple[str, ...] = field(default=())
+    used_by: str | None = None
 
     def targets_in(self, version: Version) -> tuple[Target, ...]:
         """The targets that exist in `version` of the distribution."""
@@ -99,5 +102,5 @@ class Patch:
 
     @property
     def package(self) -> str:
-        """The top-level package that the patch changes, e.g. `vllm`."""
-        return self.targets[0].module.partition(".")[0]
+        """The top-level package with whose programs the patch is applied, e.g. `vllm`."""
+        return self.used_by or self.targets[0].module.partition(".")[0]

@@ -113,7 +113,12 @@ def run(ctx: Context, names: Sequence[str]) -> None:
         return dataclasses.replace(ctx, recipe=with_bodies(ctx.recipe, ctx.run))
 
     def step(context: Callable[[], Context], name: str) -> _Step:
-        return _Step(context, name, lambda: stages.servers_of(context(), name))
+        def ahead() -> list[ServerSpec]:
+            # One with a store cannot start before the store does.
+            found = stages.servers_of(context(), name)
+            return [spec for spec in found if spec.extraction_store is None]
+
+        return _Step(context, name, ahead)
 
     first = [step(lambda: vanilla, "regenerate"), step(lambda: vanilla, "prepare")]
     steps = [step(planned, name) for name in ("regenerate", "prepare") if name in names]

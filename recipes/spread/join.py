@@ -23,9 +23,8 @@ from recipes.config import Recipe
 from recipes.extract_stage import extracted
 from recipes.process import StageError, end_with_parent
 from recipes.run_folder import RunFolder
-from recipes.server_specs import extraction_server, plain_server
+from recipes.server_specs import extraction_server, plain_server, store_of
 from recipes.servers import ServerPool, watching
-from recipes.spread import torchrun
 from recipes.spread.call import BODY, EXTRACTION, TRAINERS, Listener
 from recipes.spread.placement import Placement, place
 from recipes.vllm.spec import ServerSpec
@@ -100,6 +99,7 @@ def training(recipe: Recipe, run: RunFolder, number: int) -> list[str]:
         endpoint=with_endpoints(recipe).train_endpoint if online else None,
         cached=None if online else states.folder,
         incomplete=not online and states.missing > 0,
+        store=store_of(recipe),
         number=number,
     )
 
@@ -202,7 +202,7 @@ class _Trainers:
         env: dict[str, Any] = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
-            **torchrun.environment(self._recipe, self._number),
+            **upstream.train_environment(self._recipe, self._number),
         }
         with self._mine.log("train").open("ab") as log:
             self._process = subprocess.Popen(

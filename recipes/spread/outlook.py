@@ -16,6 +16,7 @@ from recipes.config import ConfigError, Recipe
 from recipes.spread.model import Bound, Rates, bounds
 from recipes.spread.placement import Host, Placement, place
 from recipes.spread.refusals import GPU_BYTES, check, token_bytes
+from recipes.train_memory import device_bytes
 
 # 99.3 M trained parameters, gradients in float32.
 GRADIENT_BYTES = 99_300_000 * 4
@@ -89,7 +90,8 @@ def lines(recipe: Recipe, preset: str, run_dir: Path) -> Iterator[str]:
 def _host(host: Host, placement: Placement, recipe: Recipe, gpu: float | None) -> str:
     parts = []
     if host.trainers:
-        memory = f" (about {plan_costs.TRAINER_BYTES / 1e9:.1f} GB each)" if gpu else ""
+        size = device_bytes(recipe.ttt_steps, recipe.seq_len)
+        memory = f" (about {size / 1e9:.1f} GB each)" if gpu else ""
         where = f" on GPU {_range(range(host.trainers))}" if gpu else ""
         parts.append(f"{_count(host.trainers, 'trainer')}{where}{memory}")
     if host.producers:

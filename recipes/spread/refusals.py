@@ -9,6 +9,7 @@ from pathlib import Path
 from recipes import plan_costs
 from recipes.config import ConfigError, Recipe
 from recipes.spread.placement import Placement, place
+from recipes.train_memory import device_bytes
 
 GPU_BYTES = {"dgx-spark": 121e9, "h100": 80e9}
 # Filesystems that one machine alone sees.
@@ -52,7 +53,7 @@ def _check_memory(recipe: Recipe, placement: Placement, gpu: float) -> None:
             f"{vllm / 1e9:.0f} GB, and the body's weights alone take {body / 1e9:.0f} GB: raise it."
         )
     shared = [host for host in placement.hosts if host.shared]
-    trainer = plan_costs.TRAINER_BYTES
+    trainer = device_bytes(recipe.ttt_steps, recipe.seq_len)
     if shared and not placement.offline and vllm + trainer > gpu:
         raise ConfigError(
             f"on {shared[0].name} a trainer (about {trainer / 1e9:.1f} GB) and vLLM "

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -28,10 +29,12 @@ class Observer:
         model: the name that requests use.
         tokens: length of our own requests. As long as the real ones: a server whose memory for
             long prompts is stuck may still answer short ones.
+        stores: it puts hidden states into a store; ours are not to be put there.
     """
 
-    def __init__(self, base_url: str, model: str, tokens: int = 4) -> None:
+    def __init__(self, base_url: str, model: str, tokens: int = 4, *, stores: bool = False) -> None:
         self._model, self._tokens = model, tokens
+        self._params = {"kv_transfer_params": {"unread": True}} if stores else {}
         self._client = client_for(base_url, _PATIENCE_S)
         self._canary: _Canary | None = None
 
@@ -61,7 +64,7 @@ class Observer:
         """Asks for one token in the background; at most one such request at a time."""
         if not self.has_canary:
             self._canary = _Canary(
-                str(self._client.base_url), self._model, self._tokens, patience_s
+                str(self._client.base_url), self._model, self._tokens, patience_s, self._params
             )
             self._canary.start()
 
@@ -75,10 +78,18 @@ class Observer:
 class _Canary(threading.Thread):
     """One request. What becomes of it is seen in the server's counters."""
 
-    def __init__(self, base_url: str, model: str, tokens: int, patience_s: float) -> None:
+    def __init__(
+        self, base_url: str, model: str, tokens: int, patience_s: float, params: dict[str, Any]
+    ) -> None:
         super().__init__(name="canary", daemon=True)
         self._client = client_for(base_url, patience_s)
-        self._body = {"model": model, "prompt": [5] * tokens, "max_tokens": 1, "temperature": 0}
+        self._body: dict[str, Any] = {
+            "model": model,
+            "prompt": [5] * tokens,
+            "max_tokens": 1,
+            "temperature": 0,
+        }
+        self._body |= params
 
     def run(self) -> None:
         with contextlib.suppress(httpx.HTTPError, RuntimeError, ValueError, AttributeError):

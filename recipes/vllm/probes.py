@@ -10,6 +10,7 @@ import httpx
 
 from recipes.vllm import hidden_state_files as files
 from recipes.vllm.errors import ServerError
+from recipes.vllm.mooncake_probe import probe
 from recipes.vllm.sampling_check import LIMIT, Token, z_score
 from recipes.vllm.spec import ServerSpec
 
@@ -83,25 +84,13 @@ def extraction(client: httpx.Client, spec: ServerSpec) -> tuple[int, ...]:
         "/v1/completions",
         {"model": spec.model_name, "prompt": ids, "max_tokens": 1, "return_token_ids": True},
     )
-    answer = reply.json() if reply.status_code == 200 else {}
-    path = _states_file(answer)
-    if path is None:
+    if reply.status_code != 200:
         raise ServerError(
-            f"The server at {client.base_url} gives no hidden states (HTTP {reply.status_code}); "
-            "start it with --speculative-config method extract_hidden_states and a "
-            "--kv-transfer-config, as `plan` prints them."
+            f"The server at {client.base_url} gives no hidden states (HTTP {reply.status_code}: "
+            f"{reply.text[:200]}); see its log."
         )
-    try:
-        files.wait_until_written(path)
-        found = files.shapes(path)["hidden_states"]
-        finite = files.is_finite(path, "hidden_states")
-    except (TimeoutError, OSError, KeyError, ValueError) as error:
-        raise ServerError(
-            f"The server at {client.base_url} says that it wrote {path}, but it cannot be read "
-            f"here ({type(error).__name__}: {error}); is the folder shared with this machine?"
-        ) from None
-    finally:
-        files.discard(path)
+    answer = reply.json()
+    found, finite = _from_store(client, spec, answer) or _from_file(client, answer)
     hidden = _text_config(spec).get("hidden_size", found[-1])
     layers = len(spec.extraction_layers) or found[1]
     if found != (len(ids), layers, hidden):
@@ -116,6 +105,51 @@ def extraction(client: httpx.Client, spec: ServerSpec) -> tuple[int, ...]:
             f"weights or its dtype ({spec.dtype}) do not suit the model {spec.model}."
         )
     return found
+
+
+def _from_file(client: httpx.Client, answer: dict[str, Any]) -> tuple[tuple[int, ...], bool]:
+    """Shape of what was written, and whether it is finite."""
+    path = _states_file(answer)
+    if path is None:
+        raise ServerError(
+            f"The server at {client.base_url} gives no hidden states as a file"
+            f"{' but through Mooncake' if _handle(answer) else ''}; "
+            "start it with --speculative-config method extract_hidden_states and a "
+            "--kv-transfer-config, as `plan` prints them."
+        )
+    try:
+        files.wait_until_written(path)
+        return files.shapes(path)["hidden_states"], files.is_finite(path, "hidden_states")
+    except (TimeoutError, OSError, KeyError, ValueError) as error:
+        raise ServerError(
+            f"The server at {client.base_url} says that it wrote {path}, but it cannot be read "
+            f"here ({type(error).__name__}: {error}); is the folder shared with this machine?"
+        ) from None
+    finally:
+        files.discard(path)
+
+
+def _from_store(
+    client: httpx.Client, spec: ServerSpec, answer: dict[str, Any]
+) -> tuple[tuple[int, ...], bool] | None:
+    """As `_from_file`; None: the server is to write files."""
+    store = spec.extraction_store
+    if store is None:
+        return None
+    if not _handle(answer):
+        raise ServerError(
+            f"The server at {client.base_url} gives no hidden states through Mooncake"
+            f"{' but as files' if _states_file(answer) else ''}; start it with the "
+            "--kv-transfer-config that `plan` prints, or set transfer=file."
+        )
+    found = probe(store.master, answer["kv_transfer_params"])
+    if "error" in found:
+        raise ServerError(
+            f"The server at {client.base_url} says that it put hidden states into the Mooncake "
+            f"store of {store.master}, but they cannot be had here: {found['error']}; can this "
+            "machine reach the server's, and do both use one master?"
+        )
+    return tuple(found["shape"]), bool(found["finite"])
 
 
 def sampling(client: httpx.Client, spec: ServerSpec) -> float:
@@ -198,6 +232,11 @@ def _token_ids(rendered: Any) -> list[int]:
 def _states_file(answer: dict[str, Any]) -> Path | None:
     path = (answer.get("kv_transfer_params") or {}).get("hidden_states_path")
     return Path(path) if path else None
+
+
+def _handle(answer: dict[str, Any]) -> str:
+    """The key of what lies in a Mooncake store, "" if nothing does."""
+    return str((answer.get("kv_transfer_params") or {}).get("handle") or "")
 
 
 def _text_config(spec: ServerSpec) -> dict[str, Any]:

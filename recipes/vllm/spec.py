@@ -16,6 +16,7 @@ from packaging.version import Version
 
 from recipes.vllm import drafting
 from recipes.vllm.errors import ServerError
+from recipes.vllm.mooncake import Store
 
 # The folder that holds the packages `recipes` and `speculators_patches`.
 HOME = Path(__file__).resolve().parents[2]
@@ -88,6 +89,7 @@ class ServerSpec:
         extraction_folder: where those files appear, `<folder>/<request id>.safetensors` with
             hidden_states [tokens, layers, hidden size] in the model's dtype and token_ids [tokens]
             int64.
+        extraction_store: a Mooncake store that takes them instead of a folder.
         render: the `/render` endpoints are needed (prepare-data uses them).
         max_model_len: tokens of a request, prompt and answer.
         dtype: "auto", "bfloat16", "float32"...
@@ -109,6 +111,7 @@ class ServerSpec:
     speculative_config: Mapping[str, Any] | None = None
     extraction_layers: tuple[int, ...] = ()
     extraction_folder: Path | None = None
+    extraction_store: Store | None = None
     render: bool = False
     max_model_len: int | None = None
     dtype: str = "auto"
@@ -126,9 +129,11 @@ class ServerSpec:
                 f"server {self.name} cannot both draft and extract hidden states, as vLLM extracts "
                 "by means of a speculative method; start two servers."
             )
-        if bool(self.extraction_layers) != (self.extraction_folder is not None):
+        places = (self.extraction_folder is not None) + (self.extraction_store is not None)
+        if bool(self.extraction_layers) != (places == 1) or places > 1:
             raise ServerError(
-                f"server {self.name} needs extraction_layers and extraction_folder, or neither."
+                f"server {self.name} needs extraction_layers and one of extraction_folder and "
+                "extraction_store, or none of them."
             )
 
     @property
@@ -225,6 +230,8 @@ def _extraction_method(spec: ServerSpec) -> dict[str, Any]:
 
 
 def _transfer(spec: ServerSpec, vllm: Installed) -> dict[str, Any]:
+    if spec.extraction_store is not None:
+        return spec.extraction_store.connector()
     out: dict[str, Any] = {
         "kv_connector": "ExampleHiddenStatesConnector",
         "kv_role": "kv_producer",

@@ -156,7 +156,8 @@ class Watcher:
         spec = self._server.spec
         whole_row = spec.extraction_layers and spec.max_model_len
         tokens = (spec.max_model_len or 5) - 1 if whole_row else 4
-        return Observer(self._server.base_url, spec.model_name, tokens)
+        stores = spec.extraction_store is not None
+        return Observer(self._server.base_url, spec.model_name, tokens, stores=stores)
 
     def _look_slowly(self) -> None:
         self._memory = processes.memory(self._server.pids())

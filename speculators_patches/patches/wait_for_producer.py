@@ -219,11 +219,11 @@ def generate_once(self: Any, *args: Any) -> Any:
 
 
 def _producer(dataset: Any) -> Any:
-    from speculators_patches.producer import Producer
+    from speculators_patches.several import producer_at
 
     found = vars(dataset).get("_producer")
     if found is None:
-        found = dataset._producer = Producer(dataset.vllm_endpoint, patience.wait_s())
+        found = dataset._producer = producer_at(dataset.vllm_endpoint, patience.wait_s())
     return found
 
 

@@ -27,12 +27,11 @@ class Folders:
     Args:
         check: raises, on all ranks, if the weights must not be written.
         commit_s: how long the first folder waits for the first step checkpoint.
-        best_by: what makes a validation the best, see `best`; upstream's `best_val_loss` holds its
-            value, the lower the better.
+        best_by: what makes a validation the best, see `best`.
 
     Attributes:
         missed_best: a validation better than that of `checkpoint_best`, whose folder could not be
-            written; infinite if there is none.
+            written, as `best.value`; infinite if there is none.
     """
 
     def __init__(
@@ -45,11 +44,11 @@ class Folders:
         best_by: str = best.LOSS,
     ) -> None:
         self.trainer = trainer
-        self.best_by = best_by
         self.saves = saves
         self.missed_best = math.inf
         self._check = check
         self._commit_s = commit_s
+        self._best_by = best_by
         self._published_at: int | None = None  # global step
 
     def publish(self, cursor: Cursor, *, finished: bool, epoch_ended: bool) -> None:
@@ -100,10 +99,10 @@ class Folders:
             whether it is the best so far, which the step checkpoint is tagged with.
         """
         trainer = self.trainer
-        value = best.value(metrics or {}, self.best_by)
+        value = best.value(metrics or {}, self._best_by)
         if metrics and value is None:
             logger.warning(
-                f"{best.FLAG} {self.best_by}: validation reports no such acceptance (is its patch "
+                f"{best.FLAG} {self._best_by}: validation reports no such acceptance (is its patch "
                 "skipped, or the drafter no EAGLE-3 one?), so no checkpoint becomes the best"
             )
         if value is None or not value < trainer.best_val_loss or not math.isfinite(value):
@@ -119,7 +118,9 @@ class Folders:
             self.missed_best = math.inf
         trainer.checkpointer.save_val_metrics(cursor.epoch, metrics)
         trainer.checkpointer.update_best_symlink(cursor.epoch)
-        logger.info(f"Updated checkpoint_best -> {cursor.epoch} ({best.told(value, self.best_by)})")
+        logger.info(
+            f"Updated checkpoint_best -> {cursor.epoch} ({best.told(value, self._best_by)})"
+        )
         if trainer.config.save_best:
             trainer.checkpointer.cleanup_keep_only_best(best_epoch=cursor.epoch)
         return is_best_ever
@@ -143,11 +144,12 @@ class Folders:
         if self.missed_best >= self.trainer.best_val_loss:
             return
         path = self.trainer.checkpointer.path
-        reached = best.told(self.missed_best, self.best_by)
         text = (
-            f"the best validation ({reached}) is not {path / 'checkpoint_best'}: its folder could "
-            "not be written at the time. If `checkpoints list` shows one tagged best, `python -m "
-            f"speculators_patches checkpoints export {path} NEW_FOLDER --checkpoint best` writes it"
+            f"the best validation ({best.told(self.missed_best, self._best_by)}) is not "
+            f"{path / 'checkpoint_best'}: "
+            "its folder could not be written at the time. If `checkpoints list` shows one tagged "
+            f"best, `python -m speculators_patches checkpoints export {path} NEW_FOLDER "
+            "--checkpoint best` writes it"
         )
         if has_trained:
             raise SaveFailedError(f"{text}; the same command again accepts what is there")

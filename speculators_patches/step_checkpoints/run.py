@@ -62,6 +62,7 @@ class Run:
         self._generators: dict[str, Any] | None = None
         self._restore_generators_of: Found | None = None
         self._begun: Cursor | None = None  # where the newest save stands
+        self._best_by = settings.best_by
         self._validated_at: int | None = None
         self._provenance = provenance.of(trainer, config)
 
@@ -121,14 +122,14 @@ class Run:
         trainer._resume_local_step = cursor.local_step if cursor.phase == "train" else 0
         trainer._resume_global_step = trainer.global_step = cursor.global_step
         # A value of another kind says nothing about this one's.
-        same_kind = meta.get("best_by", best.LOSS) == settings.best_by
+        same_kind = meta.get("best_by", best.LOSS) == self._best_by
         if meta["best_val_loss"] is not None and same_kind:
             trainer.best_val_loss = meta["best_val_loss"]
+        if meta["missed_best"] is not None and same_kind:
+            self._folders.missed_best = meta["missed_best"]
         if meta["run_id"] is not None:
             trainer.checkpointer._patches_run_id = meta["run_id"]  # see save_best_scope
         self._validated_at = meta["validated_at"]
-        if meta["missed_best"] is not None and same_kind:
-            self._folders.missed_best = meta["missed_best"]
         self.cursor = self._begun = cursor
         self._restore_generators_of = found
         logger.info(
@@ -219,7 +220,7 @@ class Run:
         trainer = self.trainer
         return {
             "best_val_loss": _or_none(trainer.best_val_loss),
-            "best_by": self._folders.best_by,
+            "best_by": self._best_by,
             "run_id": getattr(trainer.checkpointer, "_patches_run_id", None),
             "schedule_steps": [int(one.last_epoch) for one in trainer.schedulers],
             "validated_at": self._validated_at,

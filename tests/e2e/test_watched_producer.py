@@ -95,6 +95,25 @@ def test_killed_in_the_middle_of_an_epoch_and_its_port_taken_meanwhile(
     assert "was killed (SIGKILL)" in record.read_text()
 
 
+def test_one_of_two_producers_is_killed_and_gets_its_share_again(
+    place: Place, undisturbed: str
+) -> None:
+    states = place.folder / "two-states"
+    with place.producer(states) as one, place.producer(states, name="extraction-2") as two:
+        run = place.training("two", (one.endpoint, two.endpoint))
+        run.start()
+        one.wait_for_rows(4, run)
+        two.wait_for_rows(4, run)
+        for pid in two.server.pids():
+            os.kill(pid, signal.SIGKILL)
+        two.wait_for_restarts(1, run)
+        assert run.wait() == 0, run.said()[-3000:]
+        assert one.watcher.restarts == 0
+    assert_same(run, undisturbed)
+    assert "It is out until it answers" in run.said()
+    assert WAITS not in run.said()  # the other one went on
+
+
 @pytest.mark.nightly
 def test_a_port_that_is_taken_before_vllm_has_it_is_another_one(place: Place) -> None:
     """No stage has to wait for a person because another program was quicker."""

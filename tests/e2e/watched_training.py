@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.servers import ServerPool
+from recipes.vllm.mooncake import Store
 from recipes.vllm.process import PooledProcess, WarmPool, shared_pool
 from recipes.vllm.progress import Limits
 from recipes.vllm.watch import Watch, Watcher
@@ -31,11 +32,18 @@ class Place:
         self.data = tiny_body.rows(folder / "data", ROWS)
 
     @contextmanager
-    def producer(self, states: Path, say: Callable[[str], None] = print) -> Iterator[Producer]:
-        """A watched server that leaves hidden states in `states`."""
+    def producer(
+        self,
+        states: Path,
+        say: Callable[[str], None] = print,
+        name: str = "extraction",
+        store: Store | None = None,
+    ) -> Iterator[Producer]:
+        """A watched server that leaves hidden states in `states`, or in `store` if there is one."""
         spec = ServerSpec(
-            "extraction", str(self.body), dtype="bfloat16", max_model_len=256,
-            extraction_layers=(*tiny_body.TARGETS, tiny_body.LAYERS), extraction_folder=states,
+            name, str(self.body), dtype="bfloat16", max_model_len=256,
+            extraction_layers=(*tiny_body.TARGETS, tiny_body.LAYERS),
+            extraction_folder=None if store else states, extraction_store=store,
         )  # fmt: skip
         logs = self.folder / f"logs-{states.name}"
         with ServerPool(logs, lambda _: None) as servers:
@@ -44,8 +52,14 @@ class Place:
                 name = spec.name
                 yield Producer(endpoint, servers._running[name], servers._watchers[name], states)
 
-    def training(self, name: str, endpoint: Endpoint, *flags: str) -> Training:
-        return Training(self, name, endpoint, flags)
+    def training(
+        self,
+        name: str,
+        endpoint: Endpoint | tuple[Endpoint, ...],
+        *flags: str,
+        store: Store | None = None,
+    ) -> Training:
+        return Training(self, name, endpoint, flags, store)
 
 
 class Producer:
@@ -74,7 +88,16 @@ class Producer:
 class Training:
     """One run of upstream's trainer in a fork of the warm pool; the same command each time."""
 
-    def __init__(self, place: Place, name: str, endpoint: Endpoint, flags: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        place: Place,
+        name: str,
+        endpoint: Endpoint | tuple[Endpoint, ...],
+        flags: tuple[str, ...],
+        store: Store | None = None,
+    ) -> None:
+        endpoints = endpoint if isinstance(endpoint, tuple) else (endpoint,)
+        urls = ",".join(f"{one.base_url}/v1" for one in endpoints)
         self.place, self.out = place, place.folder / name
         self.log = place.folder / f"{name}.log"
         self._arguments = [
@@ -84,7 +107,8 @@ class Training:
             "--total-seq-len", "48", "--epochs", str(EPOCHS), "--ttt-steps", "2",
             "--num-workers", "0", "--seed", "0", "--loss-implementation", "eager",
             "--draft-attn-impl", "sdpa", "--on-missing", "generate",
-            "--vllm-endpoint", f"{endpoint.base_url}/v1", "--request-timeout", "60", *flags,
+            "--vllm-endpoint", urls, "--request-timeout", "60",
+            *(store.trainer_flags() if store else ()), *flags,
         ]  # fmt: skip
         self.process: PooledProcess | None = None
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.break_even import StepCost
+from benchmarks.costs import OWN_STEPS
 from benchmarks.report import compare, main, write_report
 from benchmarks.schema import ArmSpec, RequestRow, Results, ResultsError, dumps, from_json, load
 from benchmarks.summary import summarise
@@ -133,6 +134,19 @@ def test_the_report_holds_pictures_words_and_the_config(tmp_path: Path) -> None:
     assert '--speculative-config \'{"method": "eagle3"' in text
     assert "40 of 40 answers equal those without speculation" in text
     assert (tmp_path / "report.html").read_text("utf-8").count("data:image/png") == 3
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_the_break_even_page_says_what_was_timed(tmp_path: Path, refused: bool) -> None:
+    how = "synthetic acceptance of 0.7 at every position"
+    if refused:
+        how = f"{OWN_STEPS} (synthetic acceptance refused: its engine failed with AssertionError)"
+    (cost,) = make().costs
+    write_report(make(costs=(replace(cost, how=how),)), tmp_path)
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text("utf-8")
+        assert f"Timed with: {how}" in text
+        assert ("NOT timed with synthetic acceptance" in text) is refused
 
 
 def numbers_of_speed(folder: Path) -> str:

@@ -102,6 +102,9 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "start_timeout": (60.0, ""),
     "regenerate_endpoint": ("http://127.0.0.1:1", ""),
     "train_endpoint": ("http://127.0.0.1:1", ""),
+    "mooncake_master": ("127.0.0.1:1", ""),
+    "mooncake_port": (50052, ""),
+    "mooncake_segment_gib": (1.0, ""),
     "bench_n": ((0, 1), "bench"),
     "bench_prompts_each": (3, "bench"),
     "bench_concurrency": ((2,), "bench"),
@@ -112,9 +115,9 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "bench_temperatures": ((0.0,), "bench"),
     "bench_max_tokens": (100, "bench"),
 }
-# Needs a file of its own; is in the production command of a GPU only; decides with a bench's help;
-# needs trainers above 1.
-LEFT_OUT = {"bench_prompts", "serve_vllm_share", "serve_temperature", "fsdp"}
+# Needs a file of its own; is in the production command of a GPU only; needs trainers above 1;
+# decides with a bench's help.
+LEFT_OUT = {"bench_prompts", "serve_vllm_share", "fsdp", "serve_temperature"}
 # Of the watched producer: how patient, not what is learnt.
 PATIENCE = {name for name in Recipe.__dataclass_fields__ if name.startswith("producer_")}
 

@@ -72,9 +72,6 @@ def versions(machine: Machine, **changed: str | None) -> Machine:
 BROKEN: dict[str, tuple[Machine, str, dict[str, Any], str]] = {
     "no speculators": (versions(GOOD_CPU, speculators=None), "miniature", {}, "speculators"),
     "old speculators": (versions(GOOD_CPU, speculators="0.7.0.2"), "miniature", {}, "speculators"),
-    "fused loss, torch 2.11": (
-        versions(GOOD_GPU, torch="2.11.0"), "h100", {"loss_implementation": "fused"}, "torch",
-    ),
     "fused loss, no GPU": (GOOD_CPU, "miniature", {"loss_implementation": "fused"}, "torch"),
     "vision wheels": (versions(GOOD_CPU, torchvision="0.28.0"), "miniature", {}, "vision wheels"),
     "transformers outside the caps": (
@@ -138,8 +135,8 @@ def test_what_would_not_is_a_warning() -> None:
     assert judge(dataclasses.replace(GOOD_CPU, missing=("matplotlib",))) == {
         "matplotlib": Level.WARNING
     }
-    # torch 2.11 is well as long as nobody insists on the fused loss.
     assert judge(versions(GOOD_GPU, torch="2.11.0"), "h100") == {}
+    assert judge(GOOD_GPU, "h100", loss_implementation="fused") == {"torch": Level.WARNING}
 
 
 def test_offline_hidden_states_are_counted() -> None:
@@ -183,7 +180,7 @@ def test_the_command_says_it_and_loads_nothing_heavy(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path / "run")],
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    # On a machine with a GPU and another torch than 2.11 the fused loss is well.
+    # On a machine with a GPU the fused loss is a warning.
     findings = json.loads(done.stdout)
     broken = any(f["level"] == "problem" for f in findings)
     assert done.stderr.strip().splitlines()[-1] == f"[] {int(broken)}"
@@ -200,6 +197,15 @@ def test_people_read_what_to_do() -> None:
     at = next(i for i, line in enumerate(lines) if line.startswith("problem vision wheels"))
     assert lines[at + 1].strip() == ("-> pip uninstall torchvision (nothing here needs them)")
     assert lines[-1] == "1 problems, 0 warnings"
+
+
+def test_mooncake_is_looked_for_where_it_is_asked_for() -> None:
+    without = dataclasses.replace(GOOD_CPU, no_mooncake="Mooncake is not installed.")
+    assert judge(without) == {}
+    assert judge(without, transfer="mooncake") == {"mooncake": Level.PROBLEM}
+    assert judge(GOOD_CPU, transfer="mooncake") == {}
+    older = versions(GOOD_CPU, speculators="0.8.1")
+    assert judge(older, transfer="mooncake")["mooncake"] is Level.PROBLEM
 
 
 def test_too_few_gpus_for_the_trainers_and_producers_of_this_machine() -> None:

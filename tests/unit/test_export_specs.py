@@ -16,7 +16,17 @@ EACH = pytest.mark.parametrize(
     ("item", "step"), STEPS, ids=[f"{item.name}-{step.slug}" for item, step in STEPS]
 )
 # Not exported, and why.
-WITHOUT: dict[str, str] = {}
+WITHOUT: dict[str, str] = {
+    "fused_loss_compiles": "torch's own fix, #177874, is in 2.12; older ones get none",
+    "quick_draft_masks": "what it brings is not measured on a GPU yet",
+    "accuracy_without_waiting": "what it brings is not measured on a GPU yet",
+    "mooncake_waits": "half of it is recipes.mooncake_hidden_states, a connector; to discuss first",
+    "several_producers": "a feature, and it rests on wait_for_producer; to discuss first",
+    "expected_acceptance": "a metric that upstream has not been asked whether it wants",
+    "named_verifier": "not written yet",
+    "unsayable_positions": "an experiment, applied only if asked for",
+    "verifier_norm_gain": "not written yet",
+}
 
 
 def test_every_patch_is_exported() -> None:

@@ -128,14 +128,14 @@ def test_the_plan_says_who_where_and_what_flows(tmp_path: Path) -> None:
         "producer_tokens_s=20000", "network_gbit=10",
     )  # fmt: skip
     text = "\n".join(lines)
-    assert "  a: 4 trainers on GPU 0-3 (about 9.4 GB each), leads" in lines
+    assert "  a: 4 trainers on GPU 0-3 (about 11.5 GB each), leads" in lines
     assert "  b: 8 producers on GPU 0-7 (40 of 80 GB each)" in lines
     assert "22.5 kB a token" in text
     assert "100 % of it between machines" in text
     assert "held back by: network" in text
-    # 4 trainers of 40k tokens/s, less the exchange: what they would need of the link.
+    # 8 producers of 20k tokens/s, less than 4 trainers read: what they would need of the link.
     assert "network: 10 Gbit/s does not carry it" in text
-    assert "takes 26 Gbit/s" in text
+    assert "takes 29 Gbit/s" in text
     for gpus in ("  1 on 1 machine:", "  8 on 1 machine:", "  64 on 8 machines:"):
         assert any(line.startswith(gpus) for line in lines)
     fast = said(

@@ -67,11 +67,12 @@ def test_without_an_accelerator_the_loss_and_attention_are_the_cpu_ones(tmp_path
     assert after(argv, "--draft-attn-impl") == "sdpa"
 
 
-@pytest.mark.parametrize(("torch", "loss"), [("2.11.0", "eager"), ("2.10.0", "fused")])
-def test_the_fused_loss_is_avoided_where_it_fails(monkeypatch, torch, loss):
-    monkeypatch.setattr(upstream, "installed", lambda name: upstream.Version(torch))
+@pytest.mark.parametrize("accelerator", [True, False])
+def test_the_loss_that_is_exact_when_resumed_is_taken_unless_asked(accelerator):
     recipe, _ = resolve("h100")
-    assert upstream.loss_implementation(recipe, accelerator=True)[0] == loss
+    assert upstream.loss_implementation(recipe, accelerator)[0] == "eager"
+    asked, _ = resolve("h100", None, ["loss_implementation=fused"])
+    assert upstream.loss_implementation(asked, accelerator) == ("fused", "as set")
 
 
 def test_old_upstreams_are_told_what_to_install(monkeypatch):

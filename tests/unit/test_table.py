@@ -36,7 +36,10 @@ class TestPatch:
         assert list(module.replacements.__annotations__)[:1] == ["originals"]
 
     def test_its_targets_are_of_one_package_and_listed_once(self, patch: Patch) -> None:
-        assert {target.module.partition(".")[0] for target in patch.targets} == {patch.package}
+        changed = {target.module.partition(".")[0] for target in patch.targets}
+        assert len(changed) == 1
+        assert patch.used_by not in changed
+        assert patch.package in changed | {patch.used_by}
         paths = [target.path for target in patch.targets]
         assert len(paths) == len(set(paths))
 

@@ -109,14 +109,14 @@ class ScriptedProducer:
     def _get(self, to: BaseHTTPRequestHandler) -> None:
         if self.imposter:
             reply(to, 200, "<html>another program</html>")
-        elif to.path.endswith("/models"):
+        elif to.path == "/v1/models":
             reply(to, 200, json.dumps({"object": "list", "data": [_MODEL | {"id": self.model}]}))
         else:
-            reply(to, 200, "")
+            reply(to, 200 if to.path == "/health" else 404, "")
 
     def _post(self, to: BaseHTTPRequestHandler) -> None:
         body = json.loads(to.rfile.read(int(to.headers["Content-Length"])))
-        if self.imposter:
+        if self.imposter or to.path != "/v1/completions":
             reply(to, 404, "not here")
             return
         prompt = tuple(body["prompt"])

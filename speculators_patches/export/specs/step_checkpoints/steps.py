@@ -276,8 +276,8 @@ SIGNALS = Step(
         A signal waits for at most one optimizer step; a hang inside it (a collective that never
         returns) is ended by a second signal only when the handlers are restored, so by SIGKILL. An
         `interrupted` folder is still written where training has not made a step. Scripts that took
-        exit code 0 for an interrupted run see 130, 143 or 129. A change that puts a condition around
-        the two step calls in `train_epoch` has to put it around `_update` instead.
+        exit code 0 for an interrupted run see 130, 143 or 129. A change that puts a condition
+        around the two step calls in `train_epoch` has to put it around `_update` instead.
         """,
     reproduction="reproduce_signals.py",
     files={

