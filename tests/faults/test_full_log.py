@@ -81,7 +81,7 @@ def test_a_program_outlives_it(
     if not patched:
         assert code != 0
         return
-    said = log.read_text()
+    said = log.read_text(errors="replace")  # a character may be cut where room ended
     assert code == 0, said
     assert "bytes of output are lost, as the disk was full" in said
     assert "there is room again" in said
