@@ -18,11 +18,14 @@ from recipes.servers import ServerPool
 from recipes.vllm.mooncake import Store
 from recipes.vllm.mooncake_master import Master
 from recipes.vllm.process import shared_pool
+from recipes.vllm.progress import Limits
 from recipes.vllm.watch import Watch
 from recipes.vllm_server import Endpoint, ServerSpec
 from tests.e2e import tiny_body
-from tests.e2e.watched_training import LIMITS, Place, Producer, Training
+from tests.e2e.watched_training import Place, Producer, Training
 
+# Three hosts on one machine are slow, which is no fault; one that was killed is seen at once.
+LIMITS = Limits(poll_s=0.25, quiet_s=20.0, stall_s=120.0, silent_s=120.0, restart_s=300.0)
 _Do = dict[str, Callable[[], dict[str, Any]]]
 
 
