@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes import upstream
+from recipes.config import Recipe
 from recipes.process import StageError
 from recipes.run_folder import RunFolder
 from recipes.spread.call import EXTRACTION
@@ -45,6 +46,15 @@ def extracted(run: RunFolder) -> Extracted:
     return Extracted(folder_of(run), int(run.manifest(STAGE).get("missing", 0)))
 
 
+def made_of(recipe: Recipe, source: dict[str, Any]) -> dict[str, Any]:
+    """What the files depend on; `source` is `prepare`'s manifest."""
+    return {
+        "dataset": source["output"],
+        "body": body_identity(recipe.body),
+        **{name: getattr(recipe, name) for name in SETTINGS},
+    }
+
+
 def extract(
     ctx: Context,
     source: dict[str, Any],
@@ -62,11 +72,7 @@ def extract(
         StageError: upstream's command failed, or too many rows have none.
     """
     recipe, rows = ctx.recipe, int(source["rows"])
-    made_from: dict[str, Any] = {
-        "dataset": source["output"],
-        "body": body_identity(recipe.body),
-        **{name: getattr(recipe, name) for name in SETTINGS},
-    }
+    made_from = made_of(recipe, source)
     folder = folder_of(ctx.run)
     done = ctx.run.manifest(STAGE)
     if done and ctx.run.is_done(STAGE, made_from) and len(_files(folder)) < int(done["files"]):

@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from recipes.run_folder import RunFolder
+from recipes import extract_stage
+from recipes.config import resolve
+from recipes.prepare_stage import KEPT_BY_THE_TRAINER
+from recipes.run_folder import RunFolder, file_digest
 from tests.faults.long_run import SAMPLES, prepare
 
 ROOT = Path(__file__).parents[2]
-# A random tiny verifier with its hidden states beside the data: nothing but trainers runs.
+# A random tiny verifier whose hidden states are extracted: nothing but trainers runs.
 SETTINGS = (
     "draft_start=", "draft_vocab_size=none", "body_layers=4", "target_layers=1,2,3", "seq_len=64",
     "epochs=2", "ttt_steps=2", "hidden_states=offline", "num_workers=0", "optimizer=adamw",
@@ -29,17 +32,27 @@ def data(folder: Path) -> Path:
 
 
 def prepared(work: Path, folder: Path) -> RunFolder:
-    """A run folder in which `prepare` is done."""
+    """A run folder in which `prepare` is done, and the extraction."""
+    recipe, _ = resolve("h100", None, _assignments(work))
     run = RunFolder(folder)
-    shutil.copytree(work / "data", run.begin("prepare", {}) / "dataset")
-    run.finish("prepare", {}, 0.0, rows=SAMPLES, output="rows")
+    data = run.begin("prepare", {}) / "dataset"
+    shutil.copytree(work / "data", data, ignore=shutil.ignore_patterns("hidden_states"))
+    source = {"rows": SAMPLES, "output": file_digest(data, KEPT_BY_THE_TRAINER)}
+    run.finish("prepare", {}, 0.0, **source)
+    made_of = extract_stage.made_of(recipe, source)
+    states = run.begin(extract_stage.STAGE, made_of) / "hidden_states"
+    shutil.copytree(work / "data" / "hidden_states", states)
+    run.finish(extract_stage.STAGE, made_of, 0.0, files=SAMPLES, missing=0)
     return run
+
+
+def _assignments(work: Path, *more: str) -> list[str]:
+    return [f"body={work / 'verifier'}", *SETTINGS, *more]
 
 
 def settings(work: Path, *more: str) -> list[str]:
     """The flags of a command."""
-    assignments = [f"body={work / 'verifier'}", *SETTINGS, *more]
-    return [word for one in assignments for word in ("--set", one)]
+    return [word for one in _assignments(work, *more) for word in ("--set", one)]
 
 
 def start(log: Path, *arguments: str) -> subprocess.Popen[bytes]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,6 +119,19 @@ class Training:
         self.process = self.place.pool.start(
             self._arguments, environment, self.log.absolute(), 1, "speculators.train"
         )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Its processes stand still for the block."""
+        assert self.process is not None
+        pids = self.process.pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def wait(self) -> int:
         """Its exit code."""
