@@ -39,6 +39,18 @@ class Interrupting(Dataset):
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+@pytest.fixture(autouse=True)
+def hang_up_ends_no_test_run():
+    """What nobody handles fails the test instead of ending pytest."""
+
+    def unhandled(*_):
+        raise AssertionError("SIGHUP was not handled")
+
+    before = signal.signal(signal.SIGHUP, unhandled)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_it_saves_the_batches_that_are_trained(tmp_path, signum):
     trainer = make_trainer(tmp_path, "R" * 6)
