@@ -270,11 +270,13 @@ def train(
 
 
 def train_environment(recipe: Recipe, number: int = 0) -> dict[str, str]:
-    """Variables for `train`'s command on machine `number`: torchrun's, and what the patch
-    expected_acceptance reads."""
-    return torchrun.environment(recipe, number) | {
-        "SPECULATORS_PATCHES_SERVE_TEMPERATURE": str(recipe.serve_temperature)
-    }
+    """Variables for `train`'s command on machine `number`: torchrun's, and what patches read."""
+    return torchrun.environment(recipe, number) | patches_environment(recipe)
+
+
+def patches_environment(recipe: Recipe) -> dict[str, str]:
+    """What the patch expected_acceptance reads, on every machine."""
+    return {"SPECULATORS_PATCHES_SERVE_TEMPERATURE": str(recipe.serve_temperature)}
 
 
 def newest_drafter(checkpoints: Path) -> Path:

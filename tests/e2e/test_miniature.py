@@ -36,9 +36,7 @@ def test_refused_prompts_decay_and_recover_and_a_second_run_is_a_no_op(
     summary = json.loads((tmp_path / "bench" / "miniature.json").read_text())
     assert (tmp_path / "bench" / "miniature.png").stat().st_size > 10_000
     assert summary["bodies"]["vanilla"]["refused"]["refused"] > 45
-    # The direction is chosen on train prompts: of 54 held-out ones seed 1 still refuses one, the
-    # others none. The report gives the count.
-    assert summary["bodies"]["abliterated"]["refused"]["refused"] <= 2
+    assert summary["bodies"]["abliterated"]["refused"]["refused"] == 0
     cold = [v for v in summary["verdict"] if v["temperature"] == 0 and v["kind"] == "refused"]
     assert [v["decay"] for v in cold] == [True]
     assert [v["recovery"] for v in cold] == [True]

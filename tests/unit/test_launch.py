@@ -51,6 +51,13 @@ def test_every_file_says_where_it_is_from_and_what_it_is(launcher: str, tmp_path
     assert recipe.trainers == 2
 
 
+def test_torchrun_tells_the_trainers_what_the_recipe_does(tmp_path: Path) -> None:
+    settings = ("trainers=2", "train_endpoint=http://10.0.0.1:8100", "serve_temperature=0.3")
+    text = write("torchrun", tmp_path, *settings)["torchrun.sh"]
+    assert "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in text
+    assert "export SPECULATORS_PATCHES_SERVE_TEMPERATURE=0.3" in text
+
+
 def test_slurm_asks_for_what_the_plan_places(tmp_path: Path) -> None:
     text = write("slurm", tmp_path, *SPREAD)["job.sbatch"]
     for line in (

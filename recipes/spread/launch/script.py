@@ -64,7 +64,7 @@ python=${{PYTHON:-python}}
 [ -n "${{PYTHON:-}}" ] || . .venv/bin/activate
 
 # Restarted ranks must not meet in the store of the dead ones; time to save on the way down.
-{chr(10).join(torchrun.shell(torchrun.ENVIRONMENT))}
+{chr(10).join(torchrun.shell(torchrun.ENVIRONMENT | upstream.patches_environment(recipe)))}
 # Between machines: the interface that carries their names, where gloo guesses wrong.
 # export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0
 
