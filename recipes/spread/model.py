@@ -6,8 +6,9 @@ trainer share, their times add up. A step of several trainers is that of one, an
 exchange of the gradients: a ring moves 2 (K - 1) / K of their bytes over each link. How much of
 the exchange hides behind the backward pass is not modelled: a step is never slower than said.
 
-Fitted and checked by `python -m benchmarks.scale_trainers` (1 and 2 trainers over gloo); its result
-file holds the error, which `plan` repeats.
+Fitted and checked by `python -m benchmarks.scale_trainers` (1 and 2 trainers over gloo) and
+`python -m benchmarks.transfer` (1 and 2 producers that feed them); their result files hold the
+errors, which `plan` repeats.
 """
 
 from __future__ import annotations
@@ -117,3 +118,27 @@ def fit(rows: Sequence[tuple[int, int, float]], gradient_bytes: float, start: Ra
     extra = sum(seconds - known.step_s(n) for _, n, seconds in several)
     # Cores that are shared can hide the exchange altogether.
     return replace(known, exchange_bytes_s=moved / max(extra, 1e-9))
+
+
+def of_parts(
+    tokens: int, alone_s: float, two_s: float, gradient_bytes: float, producer_tokens_s: float
+) -> Rates:
+    """Rates for one length, from the parts of a pipeline measured by themselves on one machine.
+
+    Args:
+        tokens: of a trainer's step.
+        alone_s: seconds of it with one trainer.
+        two_s: with two.
+        gradient_bytes: as in `Rates`.
+        producer_tokens_s: of one producer whose samples are read and not trained on.
+    """
+    return Rates(
+        step_fixed_s=0.0,
+        step_token_s=alone_s / tokens,
+        gradient_bytes=gradient_bytes,
+        exchange_bytes_s=gradient_bytes / max(two_s - alone_s, 1e-9),
+        # Nothing crosses a link between machines here, and files stay in memory.
+        network_bytes_s=float("inf"),
+        token_bytes=0.0,
+        producer_tokens_s=producer_tokens_s,
+    )

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import scale_trainers
+from benchmarks import scale_trainers, transfer, transfer_arms
 from recipes.config import ConfigError, resolve
 from recipes.spread import outlook, refusals
-from recipes.spread.model import Rates, bounds, fit
+from recipes.spread.model import Rates, bounds, fit, of_parts
 from recipes.spread.placement import place
 
 RATES = Rates(0.0, 1e-4, 4e8, 50e9, 1.25e9, 22_528, producer_tokens_s=5000.0)
@@ -110,8 +110,37 @@ def test_the_stated_error_is_that_of_the_measured_rows(tmp_path: Path) -> None:
     unseen = [abs(row["error"]) for row in rows if not row["fitted"]]
     assert {row["trainers"] for row in rows if not row["fitted"]} == {1, 2}
     assert max(unseen) == pytest.approx(found["largest_error_on_unseen"])
-    stated = f"at most {100 * found['largest_error_on_unseen']:.0f} %"
+    stated = f"trainers by at most {100 * found['largest_error_on_unseen']:.0f} %"
     assert any(stated in line for line in said(tmp_path, "trainers=2"))
+
+
+def test_the_stated_error_of_whole_pipelines_is_that_of_the_measured_arms(tmp_path: Path) -> None:
+    found = json.loads(transfer.RESULT.read_text("utf-8"))
+    told = transfer_arms.predictions(
+        found["arms"], found["settings"]["tokens"], found["gradient_bytes"]
+    )
+    assert found["model"] == told
+    assert len([row for row in told if not row["fitted"]]) == 10
+    error = transfer_arms.largest_error(told)
+    assert error == pytest.approx(found["largest_error_on_unseen"])
+    stated = f"whole pipelines by at most {100 * error:.0f} %"
+    assert any(stated in line for line in said(tmp_path, "producers=2"))
+
+
+@given(
+    alone=st.floats(0.01, 1), more=st.floats(0, 1), producer=st.floats(10, 1e4),
+    producers=st.sampled_from([1, 2, 3]), trainers=st.sampled_from([1, 2]),
+)  # fmt: skip
+def test_parts_that_were_measured_alone_make_the_whole(
+    alone: float, more: float, producer: float, producers: int, trainers: int
+) -> None:
+    rates = of_parts(100, alone, alone + more, 4e8, producer)
+    placement = place(
+        recipe(f"producers={producers}", f"trainers={trainers}", "host_gpus=5")
+    )  # fmt: skip
+    pace = bounds(rates, placement, 100)[0].tokens_s
+    step = alone if trainers == 1 else alone + more
+    assert pace == pytest.approx(min(producers * producer, trainers * 100 / step), rel=1e-6)
 
 
 # ---- what is printed ----
@@ -152,6 +181,12 @@ def test_what_nobody_measured_is_called_that(tmp_path: Path) -> None:
     spark = "\n".join(said(tmp_path, "hosts=a,b", preset="dgx-spark"))
     assert "pace: at least 1,179 tokens/s" in spark
     assert "best split" not in spark
+
+
+def test_extraction_into_files_is_said_to_use_one_producer(tmp_path: Path) -> None:
+    text = "\n".join(said(tmp_path, "producers=2", "hidden_states=offline"))
+    assert "one producer writes them, the first" in text
+    assert "one producer writes" not in "\n".join(said(tmp_path, "producers=2"))
 
 
 # ---- what is refused ----

@@ -67,6 +67,18 @@ def test_without_an_accelerator_the_loss_and_attention_are_the_cpu_ones(tmp_path
     assert after(argv, "--draft-attn-impl") == "sdpa"
 
 
+def test_extraction_into_files_is_planned_with_the_server_that_it_uses(tmp_path):
+    for settings, servers in (
+        (["producers=2"], 1),
+        (["train_endpoint=http://a:1,http://b:2"], 1),
+        (["producers=2", "hidden_states=online"], 2),
+    ):
+        recipe, _ = resolve("h100", None, ["hidden_states=offline", *settings])
+        train = plan.make_plan(recipe, RunFolder(tmp_path), "h100")[2]
+        kinds = [kind for kind, _ in train.commands if kind in ("server", "your server")]
+        assert len(kinds) == servers
+
+
 @pytest.mark.parametrize("accelerator", [True, False])
 def test_the_loss_that_is_exact_when_resumed_is_taken_unless_asked(accelerator):
     recipe, _ = resolve("h100")
