@@ -55,6 +55,9 @@ def test_half_of_the_rows_stay_at_home_where_both_machines_do_both() -> None:
     both = ("hosts=a,b", "trainers=2", "producers=2", "host_gpus=1")
     slow = replace(RATES, network_bytes_s=22_528e3, gradient_bytes=0.0)
     assert first(slow, *both) == ("network", pytest.approx(4000))
+    # Gradients cross the same links: here as many bytes a step as hidden states.
+    shared = replace(slow, gradient_bytes=22_528.0 * 2048)
+    assert first(shared, *both) == ("network", pytest.approx(2000))
 
 
 def test_the_exchange_of_gradients_is_what_a_ring_moves() -> None:
