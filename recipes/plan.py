@@ -82,25 +82,22 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
         )
         return ("upstream", with_environment(argv, upstream.train_environment(recipe)))
 
-    # Upstream's extraction into files takes one endpoint.
-    offline = recipe.hidden_states == "offline"
     train_commands = [
         server(spec, url)
-        for url in (recipe.train_endpoints or ("",))[: 1 if offline else None]
-        for spec in ([extraction] if url or offline else alike(extraction, recipe.producers))
+        for url in recipe.train_endpoints or ("",)
+        for spec in ([extraction] if url else alike(extraction, recipe.producers))
     ]
     if extraction.extraction_store is not None and not recipe.mooncake_master:
         train_commands.insert(0, ("master", master_command(extraction.extraction_store.master)))
-    places = ",".join([PLACE] * recipe.producers)
-    if offline:
-        first = (*recipe.train_endpoints, PLACE)[0]
+    endpoints = ",".join(recipe.train_endpoints or [PLACE] * recipe.producers)
+    if recipe.hidden_states == "offline":
         extract = with_environment(
-            upstream.extract_offline(recipe, endpoint=first, data=data, output=cached),
+            upstream.extract_offline(recipe, endpoint=endpoints, data=data, output=cached),
             upstream.extraction_environment(recipe),
         )
         train_commands += [("upstream", extract), training(None)]
     else:
-        train_commands.append(training(",".join(recipe.train_endpoints) or places))
+        train_commands.append(training(endpoints))
     bench_servers = tuple(
         server(arm.server) for arm in bench_arms(recipe, drafter) if arm.server is not None
     )

@@ -116,11 +116,6 @@ def _flow(recipe: Recipe, given: Rates, placement: Placement) -> Iterator[str]:
     limits = bounds(given, placement, recipe.seq_len)
     if placement.offline:
         yield "hidden states: files first, so nothing flows while training"
-        if max(recipe.producers, len(recipe.train_endpoints)) > 1:
-            yield (
-                "  one producer writes them, the first: upstream's extraction takes one endpoint; "
-                "the others regenerate only (hidden_states=online uses all of them)"
-            )
         return
     first = limits[0]
     size = given.token_bytes

@@ -186,12 +186,6 @@ def test_what_nobody_measured_is_called_that(tmp_path: Path) -> None:
     assert "best split" not in spark
 
 
-def test_extraction_into_files_is_said_to_use_one_producer(tmp_path: Path) -> None:
-    text = "\n".join(said(tmp_path, "producers=2", "hidden_states=offline"))
-    assert "one producer writes them, the first" in text
-    assert "one producer writes" not in "\n".join(said(tmp_path, "producers=2"))
-
-
 # ---- what is refused ----
 
 

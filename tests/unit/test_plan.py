@@ -67,16 +67,19 @@ def test_without_an_accelerator_the_loss_and_attention_are_the_cpu_ones(tmp_path
     assert after(argv, "--draft-attn-impl") == "sdpa"
 
 
-def test_extraction_into_files_is_planned_with_the_server_that_it_uses(tmp_path):
-    for settings, servers in (
-        (["producers=2"], 1),
-        (["train_endpoint=http://a:1,http://b:2"], 1),
-        (["producers=2", "hidden_states=online"], 2),
-    ):
-        recipe, _ = resolve("h100", None, ["hidden_states=offline", *settings])
-        train = plan.make_plan(recipe, RunFolder(tmp_path), "h100")[2]
-        kinds = [kind for kind, _ in train.commands if kind in ("server", "your server")]
-        assert len(kinds) == servers
+@pytest.mark.parametrize(
+    ("setting", "endpoints"),
+    [
+        ("producers=2", "http://127.0.0.1:PORT/v1,http://127.0.0.1:PORT/v1"),
+        ("train_endpoint=http://a:1,http://b:2", "http://a:1/v1,http://b:2/v1"),
+    ],
+)
+def test_extraction_into_files_is_shared_by_all_producers(tmp_path, setting, endpoints):
+    recipe, _ = resolve("h100", None, ["hidden_states=offline", setting])
+    *servers, (_, extract), _ = plan.make_plan(recipe, RunFolder(tmp_path), "h100")[2].commands
+    assert [kind in ("server", "your server") for kind, _ in servers] == [True, True]
+    assert after(extract, "--endpoint") == endpoints
+    assert after(extract, "--concurrency") == "16"
 
 
 @pytest.mark.parametrize("accelerator", [True, False])
