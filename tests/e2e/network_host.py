@@ -88,17 +88,19 @@ def trainers(given: dict[str, Any], stack: ExitStack) -> _Do:
     process = run.process
 
     def look() -> dict[str, Any]:
-        code = process.poll()
+        return {"running": process.poll() is None, "commits": run.commits()}
+
+    def end() -> dict[str, Any]:
         return {
-            "running": code is None, "code": code, "said": run.said(),
-            "commits": run.commits(), "restarts": run.restarts(),
+            "code": process.poll(), "said": run.said(), "restarts": run.restarts(),
+            "drafter": run.drafter() if process.poll() == 0 else "",
         }  # fmt: skip
 
     def kill() -> dict[str, Any]:
         run.kill_rank(1)
         return {}
 
-    return {"look": look, "kill": kill, "drafter": lambda: {"drafter": run.drafter()}}
+    return {"look": look, "kill": kill, "end": end}
 
 
 def _say(sentence: str) -> None:
