@@ -149,6 +149,10 @@ class Training:
     def said(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    def steps(self) -> int:
+        """Training steps that it has logged."""
+        return self.said().count("train/loss=")
+
     def drafter(self) -> str:
         """SHA-256 of the weights that came out."""
         path = self.out / str(EPOCHS - 1) / "model.safetensors"
