@@ -1,4 +1,4 @@
-"""The recipe's train stage with `transfer=mooncake` and two producers: its own master, to the end."""
+"""The recipe's train stage with `transfer=mooncake` and two producers, to the end."""
 
 from __future__ import annotations
 
