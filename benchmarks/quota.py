@@ -1,6 +1,6 @@
 """A share of a core for each of several programs: machines of their own, on one machine (Linux).
 
-    with Quotas(0.35) as quotas:
+    with Quotas(0.4) as quotas:
         quotas.give("producer 1", server.pids())   # all threads of these processes, together
 
 A program that waits leaves its share unused and cannot take another one's, so what is measured is
@@ -35,7 +35,7 @@ class Quotas:
     """Shares of one size.
 
     Args:
-        cores: of each program; 0.35 is 35 % of one core.
+        cores: of each program; 0.4 is 40 % of one core.
 
     Raises:
         NoQuotas: on entering, this machine cannot do it or does not keep to it.

@@ -136,7 +136,10 @@ def ranks(given: dict[str, Any], go: Path, servers: list[Server], log: Path) -> 
                 if not said["same_bits"]:
                     raise SystemExit("error: the arms did not get the same hidden states")
                 if given["cores"]:
-                    quotas = stack.enter_context(Quotas(given["cores"]))
+                    try:
+                        quotas = stack.enter_context(Quotas(given["cores"]))
+                    except NoQuotas as error:
+                        raise SystemExit(f"error: {error}; is the machine busy?") from None
                     for server in servers:
                         quotas.give(server.spec.name, server.pids())
                 go.touch()
@@ -182,15 +185,15 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=32, help="samples of an arm in a round")
-    parser.add_argument("--unmeasured", type=int, default=4, help="first ones of each trainer")
+    parser.add_argument("--rows", type=int, default=24, help="samples of an arm in a round")
+    parser.add_argument("--unmeasured", type=int, default=3, help="first ones of each trainer")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=128, help="tokens a sample")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens a sample")
     parser.add_argument("--divide", type=int, default=8, help="divides the real drafter's widths")
-    parser.add_argument("--mlp", type=int, default=4096, help="MLP of the random body")
+    parser.add_argument("--mlp", type=int, default=24576, help="MLP of the random body")
     parser.add_argument("--workers", type=int, default=4, help="DataLoader workers a trainer")
     parser.add_argument(
-        "--cores", type=float, default=0.35, help="of each producer and trainer; 0: no share"
+        "--cores", type=float, default=0.4, help="of each producer and trainer; 0: no share"
     )
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
