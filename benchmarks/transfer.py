@@ -185,8 +185,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=24, help="samples of an arm in a round")
-    parser.add_argument("--unmeasured", type=int, default=3, help="first ones of each trainer")
+    parser.add_argument("--rows", type=int, default=32, help="samples of an arm in a round")
+    parser.add_argument("--unmeasured", type=int, default=4, help="first ones of each trainer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64, help="tokens a sample")
     parser.add_argument("--divide", type=int, default=8, help="divides the real drafter's widths")
