@@ -4,8 +4,9 @@
         quotas.give("producer 1", server.pids())   # all threads of these processes, together
 
 A program that waits leaves its share unused and cannot take another one's, so what is measured is
-not how the programs push each other off the cores. Control groups do it (version 1 or 2), for which
-one must be root. That a share holds is measured before it is relied upon.
+not how the programs push each other off the cores; and it goes before all that has no share, so
+that little else on the machine takes from it. Control groups do it (version 1 or 2), for which one
+must be root. That a share holds is measured before it is relied upon.
 """
 
 from __future__ import annotations
@@ -75,8 +76,11 @@ class Quotas:
                 folder.rmdir()
         self._made = {}
 
-    def give(self, name: str, pids: Sequence[int]) -> None:
+    def give(self, name: str, pids: Sequence[int], *, unlimited: bool = False) -> None:
         """Moves these processes under the share called `name`, which is made if it is new.
+
+        Args:
+            unlimited: they go before what has no share, and may take as much as there is.
 
         Raises:
             OSError: the kernel does not let us.
@@ -87,10 +91,14 @@ class Quotas:
             folder.mkdir()
             quota = round(self.cores * _PERIOD_US)
             if self._second:
-                (folder / "cpu.max").write_text(f"{quota} {_PERIOD_US}")
+                (folder / "cpu.weight").write_text("10000")  # the largest
+                if not unlimited:
+                    (folder / "cpu.max").write_text(f"{quota} {_PERIOD_US}")
             else:
-                (folder / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
-                (folder / "cpu.cfs_quota_us").write_text(str(quota))
+                (folder / "cpu.shares").write_text(str(2**18))  # the largest
+                if not unlimited:
+                    (folder / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
+                    (folder / "cpu.cfs_quota_us").write_text(str(quota))
         for pid in pids:
             (folder / "cgroup.procs").write_text(str(pid))
 

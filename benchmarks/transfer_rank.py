@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Sampler
 from benchmarks.quota import Quotas
 from benchmarks.real_size import Size, Training
 from benchmarks.transfer_arms import ARMS, COUNTS, READ, TRANSFERS, Arm
+from recipes.vllm import processes
 from recipes.vllm.mooncake import Store
 from speculators_patches import apply
 
@@ -163,8 +164,9 @@ def main() -> None:
     dist.barrier()
     quotas = Quotas(given["cores"]) if given["cores"] else None
     if quotas is not None:
-        # The workers, which run already, keep the machine's cores.
-        quotas.give("trainer", [os.getpid()])
+        me, *workers = processes.tree(os.getpid())
+        quotas.give("workers", workers, unlimited=True)
+        quotas.give("trainer", [me])
     try:
         for number in range(given["rounds"]):
             turn = number * len(ARMS) // given["rounds"]
