@@ -399,6 +399,9 @@ def main(
             return found
 
         keep(run(engines[0]))  # alone: it fills the compiler's cache
+        if "error" in record["engines"][0]:
+            print("\n".join(record["engines"][0]["error"]), file=sys.stderr)
+            raise typer.Exit(1)  # what stops the first stops them all, and each start is dear
         for done in as_completed([pool.submit(run, engine) for engine in engines[1:]]):
             keep(done.result())
     print(f"written: {path}")
