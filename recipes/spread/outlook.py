@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 # What was measured, by whom, and what the model was off by there.
 CHECKS = {
     "trainers": (RESULTS / "scale_trainers.json", "1 and 2 gloo ranks"),
-    "whole pipelines": (RESULTS / "transfer.json", "1 and 2 producers with 1 and 2 trainers"),
+    "producers": (RESULTS / "transfer.json", "1 and 2, read from or with 1 and 2 trainers"),
 }
 
 

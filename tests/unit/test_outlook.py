@@ -126,7 +126,7 @@ def test_the_stated_error_of_whole_pipelines_is_that_of_the_measured_arms(tmp_pa
     assert len([row for row in told if not row["fitted"]]) == 10
     error = transfer_arms.largest_error(told)
     assert error == pytest.approx(found["largest_error_on_unseen"])
-    stated = f"whole pipelines by at most {100 * error:.0f} %"
+    stated = f"producers by at most {100 * error:.0f} %"
     assert any(stated in line for line in said(tmp_path, "producers=2"))
 
 
