@@ -83,7 +83,7 @@ def last_error(log: Path) -> str:
     return (causes or [line for line in plain if line] or ["nothing was logged"])[-1][:400]
 
 
-def train(kind: Kind, body: Path, data: Path, out: Path) -> tuple[Path | None, str]:
+def train(kind: Kind, body: Path, data: Path, states: Path, out: Path) -> tuple[Path | None, str]:
     """(folder that vLLM can load, "") or (None, upstream's error)."""
     from recipes.upstream import newest_drafter
 
@@ -92,8 +92,8 @@ def train(kind: Kind, body: Path, data: Path, out: Path) -> tuple[Path | None, s
     argv = [
         sys.executable, "-m", "speculators_patches", "run", "--module", "speculators.train", "--",
         "--speculator-type", kind.name, "--verifier-name-or-path", str(body), "--data-path",
-        str(data), "--save-path", str(folder / "checkpoints"), "--log-dir", str(folder / "logs"),
-        *COMMON, *kind.flags,
+        str(data), "--hidden-states-path", str(states), "--save-path", str(folder / "checkpoints"),
+        "--log-dir", str(folder / "logs"), *COMMON, *kind.flags,
     ]  # fmt: skip
     log = folder / "train.log"
     with log.open("wb") as file:
@@ -165,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     body = options.run / "bodies" / "vanilla"
     data = options.run / "vanilla" / "prepare" / "dataset"
+    states = options.run / "vanilla" / "extract" / "hidden_states"
     prompts = load_workload(options.run / "bodies" / "prompts.heldout.jsonl")[: options.prompts]
     try:
         spec = ServerSpec("kinds-plain", str(body), dtype="float32", max_model_len=256)
@@ -178,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kind in KINDS:
         if options.kind and kind.name not in options.kind:
             continue
-        drafter, error = train(kind, body, data, options.out)
+        drafter, error = train(kind, body, data, states, options.out)
         outcome = (
             Outcome(kind.name, "training", error)
             if drafter is None

@@ -17,6 +17,7 @@ EACH = pytest.mark.parametrize(
 )
 # Not exported, and why.
 WITHOUT: dict[str, str] = {
+    "block_verification_on_v1": "V1 gives way to V2; to ask first whether V1 should refuse instead",
     "fused_loss_compiles": "torch's own fix, #177874, is in 2.12; older ones get none",
     "quick_draft_masks": "what it brings is not measured on a GPU yet",
     "accuracy_without_waiting": "what it brings is not measured on a GPU yet",
