@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from recipes.presets import ADDITIONS, PRESETS, VALUES
+from recipes.presets import ADDITIONS, PRESETS, VALUES, added
 
 __all__ = ["ADDITIONS", "PRESETS", "ConfigError", "Recipe", "resolve", "split_preset"]
 
@@ -43,6 +43,12 @@ class Recipe:
     draft_start: str = _setting(
         "RedHatAI/gemma-4-26B-A4B-it-speculator.eagle3",
         "drafter to fine-tune, hub id or folder; empty = a fresh one (needs draft_vocab_size)",
+    )
+    drafter_kind: Literal["eagle3", "peagle", "dflash", "dspark"] = _setting(
+        "eagle3", "what is trained; draft_start must be of that kind, or empty"
+    )
+    mask_token_id: int | None = _setting(
+        None, "token for positions not drafted yet (not for eagle3); none = the tokenizer's mask"
     )
     draft_vocab_size: int | None = _setting(
         None, "draft vocabulary of a fresh drafter; a started one keeps its own"
@@ -358,8 +364,8 @@ def resolve(
     if saved is not None:
         origin = dict(saved_origin or {})
     for addition in additions:
-        values |= ADDITIONS[addition]
-        origin |= dict.fromkeys(ADDITIONS[addition], f"preset {addition}")
+        values |= added(addition, machine)
+        origin |= dict.fromkeys(added(addition, machine), f"preset {addition}")
     if config_file is not None:
         for name, raw in _read_file(config_file).items():
             put(name, raw, str(config_file))
@@ -382,6 +388,16 @@ def _check(r: Recipe) -> None:
         raise ConfigError(
             "draft_start is empty, so draft_vocab_size must be set (e.g. 32000): a fresh drafter "
             "without it trains the body's whole vocabulary."
+        )
+    if r.drafter_kind != "eagle3" and r.draft_start.endswith("eagle3"):
+        raise ConfigError(
+            f"draft_start={r.draft_start} is an EAGLE-3 drafter and drafter_kind={r.drafter_kind}: "
+            "name a drafter of that kind, or --set draft_start= for a fresh one."
+        )
+    if r.drafter_kind != "eagle3" and r.best_by != "loss":
+        raise ConfigError(
+            f"best_by={r.best_by} is computed for eagle3 only: with drafter_kind={r.drafter_kind} "
+            "take best_by=loss."
         )
     if not r.target_layers or min(r.target_layers) < 0 or max(r.target_layers) >= r.body_layers:
         raise ConfigError(

@@ -109,7 +109,12 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
             "deleted once read; files of aborted requests are swept"
         )
     drafted = recipe.num_speculative_tokens
-    if drafted > recipe.ttt_steps:
+    if recipe.drafter_kind != "eagle3":
+        yield (
+            f"kind: times, memory and sizes here are an eagle3 drafter's; a {recipe.drafter_kind} "
+            "one's are not measured"
+        )
+    elif drafted > recipe.ttt_steps:
         yield (
             f"positions: {drafted} are drafted in serve and {recipe.ttt_steps} trained; "
             f"ttt_steps={drafted} would train all, with "

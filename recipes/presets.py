@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from recipes.kinds import KINDS
+
 PRESETS = ("miniature", "dgx-spark", "h100")
 
 # What each machine needs different from the published defaults.
@@ -27,6 +29,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "epochs": 3,
         "lr": 2e-3,
         "ttt_steps": 4,
+        "mask_token_id": 3,  # <unk>, which no text holds
         "num_workers": 0,
         "dtype": "float32",
         # bfloat16 is emulated on most CPUs: a step took 1.9 s of it, most of that in the backward.
@@ -49,4 +52,14 @@ VALUES: dict[str, dict[str, Any]] = {
 ADDITIONS: dict[str, dict[str, Any]] = {
     "ttt4": {"ttt_steps": 4},
     "ttt5": {"ttt_steps": 5},
+    # Other kinds of drafter start fresh: no published one of theirs is known for this body.
+    **{kind: {"drafter_kind": kind, "draft_start": ""} for kind in KINDS if kind != "eagle3"},
 }
+
+
+def added(addition: str, machine: str) -> dict[str, Any]:
+    """The settings of an addition to a machine's preset."""
+    found = ADDITIONS[addition]
+    if "draft_start" in found and machine != "miniature":
+        return {**found, "draft_vocab_size": 32_000}  # the published EAGLE-3 drafter's
+    return found

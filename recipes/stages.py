@@ -70,6 +70,15 @@ def train(ctx: Context) -> None:
                 "vllm_extra",
             )
         },
+        **(
+            {
+                "drafter_kind": recipe.drafter_kind,
+                "mask_token_id": recipe.mask_token_id,
+                "num_speculative_tokens": recipe.num_speculative_tokens,
+            }
+            if recipe.drafter_kind != "eagle3"
+            else {}
+        ),
         # What more trainers learn is another thing: a step is of so many batches.
         **({"trainers": recipe.trainers, "fsdp": recipe.fsdp} if recipe.trainers > 1 else {}),
     }

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from recipes import plan, upstream
-from recipes.config import resolve
+from recipes.config import ConfigError, resolve
+from recipes.kinds import KINDS, served
 from recipes.run_folder import RunFolder
 from recipes.server_specs import extraction_server, production_server
 
@@ -104,6 +105,35 @@ def test_the_bodys_last_layer_is_extracted_too(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 7}}))
     local, _ = resolve("dgx-spark", None, [f"body={tmp_path}"])
     assert extraction_server(local, tmp_path).extraction_layers == (2, 15, 27, 7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_is_trained_and_served_as_such(kind: str, tmp_path: Path) -> None:
+    preset = "h100" if kind == "eagle3" else f"h100+{kind}"
+    recipe, _ = resolve(preset)
+    stages = {s.name: s for s in plan.make_plan(recipe, RunFolder(tmp_path), "h100")}
+    trained = " ".join(word for _, argv in stages["train"].commands for word in argv)
+    assert f"--speculator-type {kind}" in trained
+    assert ("--ttt-steps" in trained) == (kind == "eagle3")
+    said = "\n".join(stages["train"].costs)
+    assert ("are not measured" in said) == (kind != "eagle3")
+    config = production_server(recipe, Path("D")).speculative_config or {}
+    assert served(recipe.drafter_kind).items() <= config.items()
+    assert config["model"] == "D"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["drafter_kind=peagle"], "is an EAGLE-3 drafter"),
+        (["drafter_kind=dflash", "draft_start=", "draft_vocab_size=32000", "best_by=greedy-tokens"],
+         "eagle3 only"),
+        (["drafter_kind=mtp"], "not one of eagle3"),
+    ],
+)  # fmt: skip
+def test_a_kind_that_cannot_be_is_refused(settings: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        resolve("h100", None, settings)
 
 
 @pytest.mark.parametrize("preset", ["dgx-spark", "h100", "miniature"])

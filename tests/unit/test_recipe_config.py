@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.config import ADDITIONS, PRESETS, ConfigError, Recipe, resolve, split_preset
+from recipes.presets import added
 from recipes.server_specs import extraction_server
 
 PUBLISHED = {
@@ -51,8 +52,8 @@ def test_presets_resolve_and_every_setting_is_explained(preset):
 def test_what_is_added_to_a_preset_goes_over_it_and_under_what_is_set(preset, addition, tmp_path):
     plain, _ = resolve(preset)
     recipe, origin = resolve(f"{preset}+{addition}")
-    assert recipe == dataclasses.replace(plain, **ADDITIONS[addition])
-    assert {origin[name] for name in ADDITIONS[addition]} == {f"preset {addition}"}
+    assert recipe == dataclasses.replace(plain, **added(addition, preset))
+    assert {origin[name] for name in added(addition, preset)} == {f"preset {addition}"}
     assert split_preset(f"{preset}+{addition}") == (preset, [addition])
     name = "ttt_steps"
     assert resolve(f"{preset}+{addition}", None, [f"{name}=7"])[0].ttt_steps == 7
