@@ -182,14 +182,19 @@ def run(
                 "flags": shlex.join(v.flags), "skip": list(v.skip), "scale": v.scale,
                 "mask_unsayable": v.mask,
                 "train_seconds": seconds[v.name],
-                "cells": summary.summarise(differences.pooled(rows[v.name]), options.depth),
+                "cells": differences.brief(
+                    summary.summarise(differences.pooled(rows[v.name]), options.depth),
+                    options.depth,
+                ),
             }
             for v in variants
         },
         "differences": differences.compare(rows, options.depth, base),
     }  # fmt: skip
     name = f"{options.experiment or 'variants'}.json"
-    (options.out / name).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    (options.out / name).write_text(
+        json.dumps(differences.rounded(report), indent=1) + "\n", "utf-8"
+    )
     for line in differences.lines(report):
         say(line)
     return report

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import stats
-from benchmarks.predict.evaluate import GREEDY, PROBABILISTIC, Row
+from benchmarks.predict import summary
+from benchmarks.predict.evaluate import BLOCK, GREEDY, PROBABILISTIC, Row
 from benchmarks.predict.summary import by_prompt
 
 # variant -> seed -> rows
@@ -75,17 +76,37 @@ def over_seeds(values: Sequence[float]) -> dict[str, float] | None:
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
+def brief(cells: Sequence[Mapping[str, Any]], depth: int) -> list[dict[str, Any]]:
+    """Of `summary.summarise`: all workloads together, n = `depth`, as the bench would count."""
+    ways = (GREEDY, PROBABILISTIC, BLOCK)
+    several = any(cell["workload"] == summary.ALL for cell in cells)
+    return [
+        {
+            "temperature": cell["temperature"], "prompts": cell["prompts"],
+            "starts": cell["starts"],
+            "tokens_a_step": {way: cell["tokens_a_step"][way][depth] for way in ways},
+            "acceptance": {way: cell["acceptance"][way] for way in ways},
+            "measures": cell["measures"],
+        }
+        for cell in cells if cell["workload"] == summary.ALL or not several
+    ]  # fmt: skip
+
+
+def rounded(value: Any) -> Any:
+    """The same with five digits behind the point: intervals are wider than that by far."""
+    if isinstance(value, float):
+        return round(value, 5)
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def lines(report: dict[str, Any]) -> list[str]:
     """Tokens a step of every variant, at every temperature, both ways of drafting; differences."""
     found = []
     for name, variant in report["variants"].items():
         for cell in variant["cells"]:
-            if cell["workload"] != "all":
-                continue
-            told = {
-                way: cell["tokens_a_step"][way][report["depth"]]["value"]
-                for way in (GREEDY, PROBABILISTIC)
-            }
+            told = {w: cell["tokens_a_step"][w]["value"] for w in (GREEDY, PROBABILISTIC)}
             found.append(
                 f"{name:<28} T = {cell['temperature']:g}: greedy {told['greedy']:.3f}, "
                 f"probabilistic {told['probabilistic']:.3f}, p(argmax q) "

@@ -11,7 +11,7 @@ from benchmarks.drafter_kinds import KINDS, last_error
 from benchmarks.drafter_variants import EXPERIMENTS, heldout, main
 from benchmarks.predict.evaluate import BLOCK, GREEDY, PROBABILISTIC, Row
 from benchmarks.predict.walk import Counts
-from benchmarks.variant_differences import compare, over_seeds, pooled
+from benchmarks.variant_differences import brief, compare, over_seeds, pooled, rounded
 from benchmarks.variant_drafters import parse, scaled
 
 
@@ -75,6 +75,21 @@ def test_differences_are_paired_by_prompt_and_told_seed_by_seed() -> None:
     assert len(pooled(base)) == 36
     cold = {s: [row("p", 1, 0.0), row("q", 2, 0.0)] for s in gain}
     assert len(compare({"base": cold, "same": cold}, 1, "base")) == 1  # one way of drafting
+
+
+def test_what_is_kept_of_a_prediction_is_all_workloads_at_the_depth() -> None:
+    ways = (GREEDY, PROBABILISTIC, BLOCK)
+    cells = [
+        {"temperature": t, "workload": w, "prompts": 3, "starts": 9, "measures": {"kl": [0.1]},
+         "tokens_a_step": {way: {1: {"value": 1.5}, 2: {"value": 2.0}} for way in ways},
+         "acceptance": {way: [0.5, 0.4] for way in ways}}
+        for t in (0.0, 0.7) for w in ("all", "w")
+    ]  # fmt: skip
+    kept = brief(cells, 2)
+    assert [c["temperature"] for c in kept] == [0.0, 0.7]
+    assert kept[0]["tokens_a_step"][BLOCK] == {"value": 2.0}
+    assert brief([c for c in cells if c["workload"] == "w"], 2) == kept
+    assert rounded({"a": [0.123456789, None, "x"]}) == {"a": [0.12346, None, "x"]}
 
 
 def test_too_few_seeds_have_no_interval() -> None:
