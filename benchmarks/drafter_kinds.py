@@ -77,7 +77,12 @@ def last_error(log: Path) -> str:
     plain = [
         re.sub(r"^\(\w+ pid=\d+\)\s*(ERROR [\d: -]+\[[^\]]*\]\s*)?", "", line) for line in lines
     ]
-    errors = [line for line in plain if re.match(r"^[\w.]*(Error|Exception|Interrupt)\b.*", line)]
+    # pydantic says what is wrong in the line behind its own.
+    joined = [
+        f"{line}: {plain[k + 1]}" if "validation error for" in line and k + 1 < len(plain) else line
+        for k, line in enumerate(plain)
+    ]
+    errors = [line for line in joined if re.match(r"^[\w.]*(Error|Exception|Interrupt)\b.*", line)]
     # vLLM wraps the cause: "Engine core initialization failed. See root cause above."
     causes = [e for e in errors if "See root cause above" not in e] or errors
     return (causes or [line for line in plain if line] or ["nothing was logged"])[-1][:400]

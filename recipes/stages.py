@@ -36,7 +36,7 @@ from recipes.stage import (
     stage,
     trained_drafter,
 )
-from recipes.vllm_server import Endpoint, ServerSpec, command
+from recipes.vllm_server import Endpoint, ServerSpec, command, installed
 
 
 def train(ctx: Context) -> None:
@@ -141,7 +141,16 @@ def train(ctx: Context) -> None:
 
 
 def _check_start(recipe: Recipe) -> None:
-    """A local drafter reads the layers that the server will write, or nothing is started."""
+    """What would be found out only after the training; then nothing is started.
+
+    A local drafter reads the layers that the server will write; the kind can be served here.
+    """
+    vllm = installed()
+    if recipe.drafter_kind == "dspark" and vllm is not None and vllm.cpu:
+        raise StageError(
+            "train: a dspark drafter cannot be served here: vLLM does that with its V2 model runner "
+            "only, which needs a GPU. Take another drafter_kind, or train it where it is served."
+        )
     config = Path(recipe.draft_start) / "config.json"
     if not recipe.draft_start or not config.is_file():
         return

@@ -122,6 +122,8 @@ def test_the_cause_is_found_in_a_log(tmp_path: Path) -> None:
         "bye\n"
     )
     assert last_error(log) == "ValueError: no such head"
+    log.write_text("pydantic.ValidationError: 1 validation error for C\n  Value error, V1 cannot\n")
+    assert last_error(log).endswith("1 validation error for C: Value error, V1 cannot")
     log.write_text("only words\n\n")
     assert last_error(log) == "only words"
 

@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
-from recipes import plan, upstream
+from recipes import plan, stages, upstream
 from recipes.config import ConfigError, resolve
 from recipes.kinds import KINDS, served
+from recipes.process import StageError
 from recipes.run_folder import RunFolder
 from recipes.server_specs import extraction_server, production_server
+from recipes.vllm_server import Installed
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,3 +182,19 @@ def test_a_run_folder_remembers_its_preset_and_settings(tmp_path):
     assert again.stdout.startswith("# preset h100")
     assert "lr = 0.125" in again.stdout
     assert "epochs = 3" in cli("settings", "--run-dir", folder, "--set", "epochs=3").stdout
+
+
+def test_a_kind_that_this_vllm_cannot_serve_is_refused_before_it_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DSpark needs vLLM's V2 model runner, and that a GPU."""
+    for cpu in (True, False):
+        vllm = Installed(Version("0.32.0"), cpu=cpu)
+        monkeypatch.setattr(stages, "installed", lambda v=vllm: v)
+        for kind in KINDS:
+            recipe = resolve("h100" if kind == "eagle3" else f"h100+{kind}")[0]
+            if kind == "dspark" and cpu:
+                with pytest.raises(StageError, match="V2 model runner"):
+                    stages._check_start(recipe)
+            else:
+                stages._check_start(recipe)
