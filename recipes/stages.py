@@ -148,8 +148,8 @@ def _check_start(recipe: Recipe) -> None:
     vllm = installed()
     if recipe.drafter_kind == "dspark" and vllm is not None and vllm.cpu:
         raise StageError(
-            "train: a dspark drafter cannot be served here: vLLM does that with its V2 model runner "
-            "only, which needs a GPU. Take another drafter_kind, or train it where it is served."
+            "train: a dspark drafter cannot be served here: vLLM does that with its V2 model "
+            "runner only, which needs a GPU. Take another drafter_kind, or train it on one."
         )
     config = Path(recipe.draft_start) / "config.json"
     if not recipe.draft_start or not config.is_file():
