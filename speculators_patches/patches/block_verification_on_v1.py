@@ -16,6 +16,7 @@ Written in torch, not as a kernel: it holds three arrays of [requests, n, vocabu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,9 @@ def init(self: Any, sampler: Any, spec_config: Any = None, device: Any = None) -
     _init(self, sampler, spec_config, device)
     method = getattr(spec_config, "rejection_sample_method", "standard")
     self.use_block_verification = method == "block"
+    if self.use_block_verification:
+        # Below "vllm", whose handlers write the server's log.
+        logging.getLogger(f"vllm.{PATCH.name}").info("Drafts are verified as a block.")
 
 
 def forward(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -169,6 +169,8 @@ def test_drafts_are_verified_as_a_block(run_folder: Path, tmp_path: Path) -> Non
         assert not c["barred"], c["barred"]
         if c["temperature"] == 0:
             assert c["lossless"]["unexplained"] == 0
+    logs = {p.name: "verified as a block" in p.read_text() for p in tmp_path.glob("logs/*n-4*.log")}
+    assert logs == {"vllm-bench-drawn-n-4.log": False, "vllm-bench-block-n-4.log": True}
     for pair in summary_of(tmp_path)["pairs"]:
         print(pair["arm"], pair["against"], pair["temperature"], pair["tokens_per_step"])
 
