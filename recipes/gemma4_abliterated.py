@@ -243,6 +243,7 @@ def serve(
 ) -> None:
     """Print the production command for the trained drafter, or run it."""
     from recipes import stages
+    from recipes.drafting_choice import choose
     from recipes.vllm_server import command
 
     with _clear_errors():
@@ -252,6 +253,7 @@ def serve(
 
             recipe = pipeline.with_bodies(recipe, folder)
         argv = command(stages.production_spec(recipe, folder))
+        print(f"# {choose(recipe, folder).reason}", file=sys.stderr)
         print(shlex.join(argv))
         if run:
             sys.stdout.flush()

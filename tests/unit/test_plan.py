@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from recipes import plan, stages, upstream
+from recipes import plan, plan_costs, stages, upstream
 from recipes.config import ConfigError, resolve
 from recipes.kinds import KINDS, served
 from recipes.process import StageError
@@ -108,6 +108,14 @@ def test_the_bodys_last_layer_is_extracted_too(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 7}}))
     local, _ = resolve("dgx-spark", None, [f"body={tmp_path}"])
     assert extraction_server(local, tmp_path).extraction_layers == (2, 15, 27, 7)
+
+
+def test_what_probabilistic_drafts_keep_is_told_where_they_may_be_used() -> None:
+    told = "\n".join(plan_costs.serve(resolve("h100", None, ["draft_sample_method=auto"])[0]))
+    assert "2.1 GB for the default of 1024" in told  # 4 x 262144 x 2 bytes x 1024
+    assert "4 MiB of float32" in told
+    for setting in ("draft_sample_method=greedy", "serve_temperature=0"):
+        assert not list(plan_costs.serve(resolve("h100", None, [setting])[0]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
