@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import stats
+from benchmarks.arm_verdict import EXIT_DEGENERATE, check_arm
 from benchmarks.arms import NO_SPECULATION, ArmError, named
 from benchmarks.cells import ByPrompt, accepted_by_position
 from benchmarks.predict.evaluate import BLOCK, GREEDY, PROBABILISTIC
@@ -102,15 +103,46 @@ def _steps(rows: Sequence[RequestRow], ids: Sequence[str]) -> dict[str, tuple[in
     return found
 
 
+class Answers:
+    """The answers of a bench by arm and temperature, all workloads together, judged as it judges.
+
+    Degenerate ones are left out on both sides of a comparison; above the bench's share of them an
+    arm has a verdict and no numbers. (The bench judges each workload alone, so it may refuse one.)
+    """
+
+    def __init__(self, results: Results) -> None:
+        self._rows: dict[tuple[str, float], list[RequestRow]] = {}
+        for r in results.requests:
+            self._rows.setdefault((r.arm, r.temperature), []).append(r)
+        self.verdicts = {
+            key: check_arm(rows, prompts=results.prompts) for key, rows in self._rows.items()
+        }
+
+    @property
+    def temperatures(self) -> list[float]:
+        return sorted({temperature for _, temperature in self._rows})
+
+    def of(self, arm: str, temperature: float) -> list[RequestRow]:
+        """Those that count; none of an arm that is refused."""
+        verdict = self.verdicts[arm, temperature]
+        if verdict.refused:
+            return []
+        return [r for r in self._rows[arm, temperature] if r.prompt_id not in verdict.bad]
+
+
 def table(
-    results: Results, prediction: dict[str, Any], drafters: Sequence[str], ways: Sequence[str]
+    answers: Answers,
+    arms: Sequence[ArmSpec],
+    prediction: dict[str, Any],
+    drafters: Sequence[str],
+    ways: Sequence[str],
 ) -> list[dict[str, Any]]:
     """One row a drafter, way and temperature."""
     found = []
-    for temperature in sorted({r.temperature for r in results.requests}):
+    for temperature in answers.temperatures:
 
         def rows(arm: str, t: float = temperature) -> list[RequestRow]:
-            return [r for r in results.requests if r.arm == arm and r.temperature == t]
+            return answers.of(arm, t)
 
         for drafter in drafters:
             cell = next(
@@ -119,18 +151,26 @@ def table(
             )  # fmt: skip
             base = rows(arm_name(drafter, GREEDY))
             for way in ways:
-                arm = next(a for a in results.arms if a.name == arm_name(drafter, way))
-                mine = rows(arm.name)
+                arm = next(a for a in arms if a.name == arm_name(drafter, way))
+                mine, verdict = rows(arm.name), answers.verdicts[arm.name, temperature]
                 row: dict[str, Any] = {
                     "drafter": drafter, "way": way, "temperature": temperature,
-                    "expected_tokens_a_step": _expected(cell, arm), **measured(mine),
-                    "against_no_speculation": against(mine, rows(NO_SPECULATION)),
+                    "expected_tokens_a_step": _expected(cell, arm),
+                    "answers": verdict.answers, "degenerate": verdict.degenerate,
                 }  # fmt: skip
-                if way != GREEDY:
-                    row["against_greedy"] = against(mine, base)
-                if drafter != drafters[0]:
-                    row[f"against_{drafters[0]}"] = against(mine, rows(arm_name(drafters[0], way)))
                 found.append(row)
+                if not mine:
+                    row["refused"] = verdict.text()
+                    continue
+                row |= measured(mine)
+                others = {"no_speculation": rows(NO_SPECULATION)}
+                if way != GREEDY:
+                    others["greedy"] = base
+                if drafter != drafters[0]:
+                    others[drafters[0]] = rows(arm_name(drafters[0], way))
+                row |= {
+                    f"against_{k}": against(mine, other) for k, other in others.items() if other
+                }
     return found
 
 
@@ -151,6 +191,8 @@ def rule(prediction: dict[str, Any], found: Sequence[dict[str, Any]]) -> list[di
                 if (r["drafter"], r["way"], r["temperature"])
                 == (name, PROBABILISTIC, cell["temperature"])
             )  # fmt: skip
+            if "against_greedy" not in row:
+                continue  # one of them is refused
             greedy, drawn = cell["measures"]["greedy"][0], cell["measures"]["overlap"][0]
             length = row["against_greedy"]["tokens_a_step"]
             told.append(
@@ -184,7 +226,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Exit codes: those of `benchmarks.acceptance`, then of `benchmarks.predict`."""
+    """The command. Exit codes: those of the two parts; 0 too where an arm is refused in words."""
     from benchmarks import acceptance
     from benchmarks.drafter_variants import heldout
     from benchmarks.predict import __main__ as predict
@@ -207,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for p in heldout(options.prompts)]  # fmt: skip
         options.dataset.write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
     code = acceptance.main(bench_arguments(options, drafters))
-    if code:
+    if code not in (0, EXIT_DEGENERATE):  # which arms are, is told arm by arm
         return code
     results = options.out / "bench" / "results.json"
     code = predict.main(
@@ -232,16 +274,16 @@ def make_report(
     results: Results, prediction: dict[str, Any], drafters: Sequence[str], ways: Sequence[str]
 ) -> dict[str, Any]:
     """What is written, without the command."""
-    rows = table(results, prediction, drafters, ways)
-    base = [r for r in results.requests if r.arm == NO_SPECULATION]
+    answers = Answers(results)
+    rows = table(answers, results.arms, prediction, drafters, ways)
     return {
         "made_with": results.made_with,
         "body": Path(results.body).name,
         "softcap": prediction["softcap"],
         "prompts": len({r.prompt_id for r in results.requests}),
         "no_speculation": {
-            t: measured([r for r in base if r.temperature == t])
-            for t in sorted({r.temperature for r in base})
+            t: measured(kept) if (kept := answers.of(NO_SPECULATION, t)) else None
+            for t in answers.temperatures
         },
         "rows": rows,
         "rule": rule(prediction, rows),
@@ -256,6 +298,9 @@ def lines(report: dict[str, Any]) -> list[str]:
 
     found = []
     for r in report["rows"]:
+        if "refused" in r:
+            found.append(f"T = {r['temperature']:g}, {r['drafter']}, {r['way']}: {r['refused']}")
+            continue
         line = (
             f"T = {r['temperature']:g}, {r['drafter']}, {r['way']:<20} "
             f"{r['tokens_a_step']['value']:.2f} tokens a step "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,21 @@ from benchmarks.predict.evaluate import BLOCK, GREEDY, PROBABILISTIC
 from benchmarks.schema import ArmSpec, RequestRow, Results
 
 N = 2
+TEXT = (
+    "One quiet evening Ubbe went down to the lake and lost a rope, which a small goat brought back "
+    "before supper; so both sat on the wet grass, ate pear jam with old bread, talked about far "
+    "villages, winter boats, lamps in every window, and walked home under early stars."
+)
 
 
 def row(arm: str, prompt: int, temperature: float, accepted: int, step_s: float) -> RequestRow:
     """Ten verify steps, `accepted` drafts of each; a first token after 10 ms."""
     n = 0 if arm == NO_SPECULATION else N
     counts = tuple(10 * (k < accepted) for k in range(N)) if n else ()
+    tokens = 1 + 10 * (1 + accepted) + prompt
     return RequestRow(
-        f"p{prompt}", "w", "short", arm, n, temperature, 1, 0, 0, "text", "stop", 5,
-        1 + 10 * (1 + accepted) + prompt, 0.0, 0.01 + 10 * step_s, 0.01, 0.001,
+        f"p{prompt}", "w", "short", arm, n, temperature, 1, 0, 0, " ".join(TEXT.split()[:tokens]), "stop",
+        5, tokens, 0.0, 0.01 + 10 * step_s, 0.01, 0.001,
         drafts=10 if n else 0, draft_tokens=10 * n, accepted=counts, counted_by="request",
     )  # fmt: skip
 
@@ -101,6 +108,33 @@ def test_the_rule_is_held_against_what_was_measured(overlap: float, foretold: st
     (told,) = found["rule"]  # none at temperature 0
     assert (told["foretold"], told["measured"], told["shown"]) == (foretold, PROBABILISTIC, True)
     assert any(f"{foretold}; measured probabilistic" in line for line in lines(found))
+
+
+def test_loops_weigh_nothing_and_too_many_of_them_have_no_speed() -> None:
+    """One loop in 60 answers is left out on both sides; two of them refuse the arm."""
+    found = results(ACCEPTED, STEPS)
+    many = [replace(r, prompt_id=f"{r.prompt_id}-{k}") for r in found.requests for k in range(7)]
+    looping = {"text": "six " * 75, "finish_reason": "length", "completion_tokens": 96}
+
+    def report(loops: int) -> dict[str, Any]:
+        arm = arm_name("d", PROBABILISTIC)
+        rows = list(many)
+        hit = [k for k, r in enumerate(rows) if r.arm == arm and r.temperature == 0.7][:loops]
+        for k in hit:
+            rows[k] = replace(rows[k], **looping)
+        return make_report(
+            replace(found, requests=tuple(rows)), prediction(0.5, 0.6), ["d"], list(WAYS)
+        )
+
+    def drawn(told: dict[str, Any]) -> dict[str, Any]:
+        return next(r for r in told["rows"] if (r["way"], r["temperature"]) == (PROBABILISTIC, 0.7))
+
+    one, two = report(1), report(2)
+    assert (drawn(one)["degenerate"], drawn(one)["against_greedy"]["prompts"]) == (1, 62)
+    assert "degenerate" in drawn(two)["refused"]
+    assert not {"tok_s", "ms_a_step", "against_greedy"} & set(drawn(two))
+    assert two["rule"] == []
+    assert any("degenerate" in line for line in lines(two))
 
 
 def test_only_prompts_of_both_are_compared() -> None:
