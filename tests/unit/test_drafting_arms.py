@@ -36,8 +36,9 @@ def row(arm: str, prompt: int, temperature: float, accepted: int, step_s: float)
     n = 0 if arm == NO_SPECULATION else N
     counts = tuple(10 * (k < accepted) for k in range(N)) if n else ()
     tokens = 1 + 10 * (1 + accepted) + prompt
+    text = " ".join(TEXT.split()[:tokens])
     return RequestRow(
-        f"p{prompt}", "w", "short", arm, n, temperature, 1, 0, 0, " ".join(TEXT.split()[:tokens]), "stop",
+        f"p{prompt}", "w", "short", arm, n, temperature, 1, 0, 0, text, "stop",
         5, tokens, 0.0, 0.01 + 10 * step_s, 0.01, 0.001,
         drafts=10 if n else 0, draft_tokens=10 * n, accepted=counts, counted_by="request",
     )  # fmt: skip
