@@ -315,8 +315,13 @@ def _with_import(source: Source, line: str) -> str:
         return source.text
     key = _order(wanted)
     section = [node for node in present if _order(node)[0] == key[0]]
-    if not section:
-        raise DoesNotFit(f"{source.name} has no imports of the kind of `{line}` (any more)")
+    if not section:  # one of its own, set off by a blank line
+        later = [node for node in present if _order(node)[0] > key[0]]
+        if later:
+            first = source.rows(later[0])[0]
+            return source.replace_rows(first, first - 1, line + "\n\n")
+        last = source.rows(present[-1])[1]
+        return source.replace_rows(last + 1, last, "\n" + line + "\n")
     before = [node for node in section if _order(node) < key]
     if before:
         last = source.rows(before[-1])[1]
