@@ -97,10 +97,14 @@ def field(owner: str, after: str, code: str) -> Edit:
     return Edit("", statement(owner, Match("assign", after), code, where="after").change)
 
 
-def wrap(target: str, first: Match, last: Match, header: str, tail: str = "") -> Edit:
+def wrap(
+    target: str, first: Match, last: Match, header: str, tail: str = "", footer: str = ""
+) -> Edit:
     """The statements from `first` to `last`, siblings, indented under `header` (`with x:`).
 
-    `tail`: statements added at the end of the block.
+    Args:
+        tail: statements added at the end of the block.
+        footer: what follows the block, at the header's margin (`except E: ...`).
     """
 
     def change(source: Source) -> str:
@@ -114,7 +118,8 @@ def wrap(target: str, first: Match, last: Match, header: str, tail: str = "") ->
             for row in range(top, bottom + 1)
         )
         margin = begin.col_offset
-        block = _indented(header, margin) + inner + (_indented(tail, margin + 4) if tail else "")
+        block = _indented(header, margin) + inner
+        block += _indented(tail, margin + 4) + _indented(footer, margin)
         return source.replace_rows(top, bottom, block)
 
     return Edit(target, change)
