@@ -281,6 +281,18 @@ def text(target: str, old: str, new: str) -> Edit:
     return Edit(target, change)
 
 
+def decorate(target: str, *lines: str) -> Edit:
+    """Decorators (`@...`) above those that a definition has."""
+
+    def change(source: Source) -> str:
+        node = source.definition(target)
+        first = source.rows(node)[0]
+        block = _indented("\n".join(lines), node.col_offset)
+        return source.replace_rows(first, first - 1, block)
+
+    return Edit(target, change)
+
+
 def noqa(target: str, rule: str) -> Edit:
     """`# noqa: RULE` behind a function's `def`, where it is not there yet."""
 

@@ -19,6 +19,7 @@ Only what validation reports changes; training steps are not touched.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from packaging.specifiers import SpecifierSet
@@ -150,13 +151,13 @@ def expected_acceptance(
 
     counts = {}
     tokens = input_ids.shape[1]
-    settings = {"t2d": t2d, "temperature": temperature}
-    log_p = _log_prob_of_text(targets[0], input_ids[0], 1, **settings)
+    log_prob = partial(_log_prob_of_text, t2d=t2d, temperature=temperature)
+    log_p = log_prob(targets[0], input_ids[0], 1)
     standing = torch.zeros(tokens, device=input_ids.device)
     for step, logits in enumerate(drafted):
         counted = consecutive(loss_mask, step + 2)[0]
         width = counted.shape[0]
-        log_q = _log_prob_of_text(logits[0], input_ids[0], step + 1, **settings)
+        log_q = log_prob(logits[0], input_ids[0], step + 1)
         # -inf where the drafter cannot say the token, whatever p says.
         wanted = log_p[step : step + len(log_q)].nan_to_num()
         ratio = torch.where(log_q.isinf(), log_q, log_q - wanted)

@@ -112,16 +112,19 @@ def extend_query_blocks(extended: BlockMask, block_mask: BlockMask) -> None:
     import torch
     from torch.nn.functional import pad
 
-    old = block_mask.q_indices
-    b, h, _, blocks = old.shape
-    numbers, order = _draft_blocks(blocks, old.dtype, old.device)
-    extended.q_num_blocks = pad(block_mask.q_num_blocks, (0, blocks), value=1)
-    extended.q_indices = torch.cat([old, order.expand(b, h, blocks, blocks)], dim=-2)
-    if block_mask.full_q_indices is not None:
-        extended.full_q_num_blocks = pad(block_mask.full_q_num_blocks, (0, blocks))
-        extended.full_q_indices = torch.cat(
-            [block_mask.full_q_indices, numbers.expand(b, h, blocks, blocks)], dim=-2
-        )
+    counts, indices = block_mask.q_num_blocks, block_mask.q_indices
+    if counts is None or indices is None:
+        raise ValueError("The mask has no query half (compute_q_blocks=False).")
+    b, h, _, blocks = indices.shape
+    numbers, order = _draft_blocks(blocks, indices.dtype, indices.device)
+    order = order.expand(b, h, blocks, blocks)
+    extended.q_num_blocks = pad(counts, (0, blocks), value=1)
+    extended.q_indices = torch.cat([indices, order], dim=-2)
+    counts, indices = block_mask.full_q_num_blocks, block_mask.full_q_indices
+    if counts is not None and indices is not None:
+        unread = numbers.expand(b, h, blocks, blocks)
+        extended.full_q_num_blocks = pad(counts, (0, blocks))
+        extended.full_q_indices = torch.cat([indices, unread], dim=-2)
 
 
 def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:

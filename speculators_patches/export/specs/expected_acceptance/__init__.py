@@ -18,6 +18,7 @@ _FORWARD = "Eagle3DraftModel.forward"
 
 SPEC = Spec(
     name="expected_acceptance",
+    related="#741 (merged, 2026-07-08: accepted length of DFlash from its accuracies)",
     steps=(
         Step(
             slug="val-expected-acceptance",
@@ -94,9 +95,7 @@ SPEC = Spec(
                     field("LossArgs", "ttt_step_loss_decay", code.inside(_CODE, "setting")),
                 ),
             },
-            tests={
-                "tests/unit/models/test_expected_acceptance.py": "test_expected_acceptance.py"
-            },
+            tests={"tests/unit/models/test_expected_acceptance.py": "test_expected_acceptance.py"},
             differs="the same functions, taken from the overlay, where the temperature is 0.7 "
             "unless set",
         ),

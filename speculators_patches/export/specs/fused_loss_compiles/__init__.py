@@ -9,7 +9,7 @@ from speculators_patches.export.spec import Spec, Step
 SPEC = Spec(
     name="fused_loss_compiles",
     needed=SpecifierSet(">=0.8.1"),
-    related="pytorch/pytorch#177874 (merged, in torch 2.12)",
+    related="pytorch/pytorch#177874 (merged, 2026-03-19, in torch 2.12)",
     steps=(
         Step(
             slug="fused-loss-old-torch",

@@ -12,7 +12,7 @@ _WAIT = f"{_CLASS}._wait_for"
 SPEC = Spec(
     name="mooncake_waits",
     package="hs_connectors",
-    related="#836 (the Mooncake backend), #967 (its manifests)",
+    related="#836 (merged, 2026-07-31: the Mooncake backend), #967 (merged, 2026-08-18: manifests)",
     steps=(
         Step(
             slug="wait-for-mooncake-master",
@@ -35,9 +35,8 @@ SPEC = Spec(
                 """,
             risk="""
                 A master that is gone for good costs a sample 120 s an attempt instead of none, so
-                the circuit breaker trips later. The two new errors are subclasses of those that
-                were raised before. An address with a scheme (`etcd://`, high availability) is not
-                probed.
+                the circuit breaker trips later. The new error is a `RuntimeError`, as the old one was.
+                An address with a scheme (`etcd://`, high availability) is not probed.
                 """,
             reproduction="reproduce.py",
             files={

@@ -49,8 +49,8 @@ SPEC = Spec(
                 )
             },
             tests={"tests/unit/train/test_finetune_verifier.py": "test_finetune_verifier.py"},
-            differs="the overlay loads the named verifier's head and norm after upstream has loaded "
-            "the other one's, and for config-only directories too",
+            differs="the overlay loads the named verifier's head and norm after the other one's, "
+            "and for config-only directories too",
         ),
     ),
 )

@@ -30,8 +30,8 @@ SPEC = Spec(
             risk="""
                 Results do not change, so the risk is in the gain: operations were counted on a CPU
                 (the test does), the time that a step on a GPU takes less has not been measured. A
-                mask without its transposed half (`compute_q_blocks=False`) can't be extended any
-                more; `create_block_mask`, which makes the first one, always gives both.
+                mask without its transposed half (`compute_q_blocks=False`) is refused now;
+                `create_block_mask`, which makes the first one, always gives both.
                 """,
             reproduction="reproduce.py",
             files={

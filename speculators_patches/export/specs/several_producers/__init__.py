@@ -67,7 +67,10 @@ SPEC = Spec(
                 ),
             },
             new_files={"train/endpoints.py": "code_endpoints.py"},
-            tests={"tests/unit/train/test_several_endpoints.py": "test_several_endpoints.py"},
+            tests={
+                "tests/unit/train/test_several_endpoints.py": "test_several_endpoints.py",
+                "tests/unit/train/test_endpoint_rotation.py": "test_endpoint_rotation.py",
+            },
             differs="the overlay gives each sample to the server that has the least to do over all "
             "processes, and probes those that are out instead of trying them with a sample",
         ),

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from speculators.train.data import ArrowDataset
-from speculators.train.endpoints import EndpointRotation
 
 MODEL = "verifier"
 
@@ -172,27 +171,3 @@ def test_all_down_is_a_failure_as_before(tmp_path):
     dataset = open_dataset(tmp_path, *urls, count=1)
 
     assert dataset[0].counts_as_failure
-
-
-def test_the_rotation_leaves_out_what_failed(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("speculators.train.endpoints.time.monotonic", lambda: now[0])
-    rotation = EndpointRotation("a, b,c,b", rest=10)
-    assert [rotation.next() for _ in range(4)] == ["a", "b", "c", "a"]
-
-    rotation.failed("b")
-    assert [rotation.next() for _ in range(3)] == ["c", "a", "c"]
-    now[0] = 5
-    rotation.failed("a")
-    rotation.failed("c")
-    assert rotation.next() == "b"
-    now[0] = 11
-    assert [rotation.next() for _ in range(2)] == ["b", "b"]
-    rotation.answered("a")
-    assert rotation.next() == "a"
-
-
-@pytest.mark.parametrize("listed", ["", " , "])
-def test_no_address_is_refused(listed):
-    with pytest.raises(ValueError, match="names no address"):
-        EndpointRotation(listed)

@@ -14,7 +14,7 @@ SPEC = Spec(
     steps=(
         Step(
             slug="mask-unsayable",
-            subject="feat(eagle3): allow to leave positions out that the draft vocabulary can't say",
+            subject="feat(eagle3): allow to train only on what the draft vocabulary can say",
             problem="""
                 With a pruned draft vocabulary the targets are the verifier's distribution over that
                 vocabulary alone, renormalised. Where most of the verifier's mass lies outside, what
@@ -65,7 +65,8 @@ SPEC = Spec(
                         text(
                             _KWARGS,
                             f"{kind}_kwargs = {{",
-                            f'{kind}_kwargs = {{\n            "mask_unsayable_positions": mask_unsayable,',
+                            f"{kind}_kwargs = {{\n            "
+                            '"mask_unsayable_positions": mask_unsayable,',
                         )
                         for kind in ("train", "val")
                     ),
