@@ -35,7 +35,7 @@ SPEC = Spec(
                 """,
             risk="""
                 A master that is gone for good costs a sample 120 s an attempt instead of none, so
-                the circuit breaker trips later. The new error is a `RuntimeError`, as the old one was.
+                the circuit breaker trips later. The new error is a `RuntimeError`, as before.
                 An address with a scheme (`etcd://`, high availability) is not probed.
                 """,
             reproduction="reproduce.py",
