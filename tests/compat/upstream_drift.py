@@ -1,6 +1,7 @@
 """Says, for the newest releases of upstream, which patches are still needed, upstreamed or drifted.
 
-    python -m tests.compat.upstream_drift [--speculators SPEC] [--connectors SPEC] [--vllm SPEC] [--json FILE]
+    python -m tests.compat.upstream_drift [--speculators SPEC] [--connectors SPEC] [--vllm SPEC]
+        [--json FILE]
 
 Installs them with pip into a scratch folder, without what they depend on, and asks
 `speculators_patches status` and `export` about that folder: nothing of upstream is imported. Made
