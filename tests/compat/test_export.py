@@ -265,6 +265,8 @@ PARITY = {
     "eagle3-verifier-norm": "not layers",
     "finetune-named-verifier": "not told and not files",
     "softcap-targets": "",
+    "check-before-move": "",
+    "wait-for-vllm": "comes_up_late or restart",
     "several-vllm-endpoints": "costs_no_sample or one_address or failure_as_before",
     "extend-draft-mask": "",
     "accuracy-without-sync": "",
@@ -300,6 +302,8 @@ def test_the_overlay_passes_what_goes_upstream(
         [sys.executable, "-m", "speculators_patches", "run", "--only", only,
          "--module", "pytest", "--", "-q", "-p", "no:cacheprovider", "-k", PARITY[slug],
          "--rootdir", tmp_path, *common],
-        env=matrix.environment("0.9.0"), cwd=tmp_path, capture_output=True, text=True, check=False,
+        # A test loses one sample of three on purpose.
+        env=matrix.environment("0.9.0") | {"SPECULATORS_PATCHES_MAX_LOST_SHARE": "1"},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
