@@ -112,3 +112,42 @@ def write_drafter(folder: Path, *, divide: int = 1, layers: int = LAYERS) -> Pat
     }
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     return folder
+
+
+def spread_weights(model: Any) -> None:
+    """Norms of 1 and FP8 weights of every size, so that logits and experts differ by token."""
+    import torch
+
+    generator = torch.Generator("cpu").manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "norm" in name and parameter.is_floating_point():
+            parameter.data.fill_(1.0)
+        elif parameter.dtype in (torch.float8_e4m3fn,):
+            piece = torch.randn(2**20, generator=generator).to(parameter.dtype)
+            flat = parameter.data.view(torch.uint8).reshape(-1)
+            piece = piece.view(torch.uint8).to(flat.device)
+            for start in range(0, flat.numel(), piece.numel()):
+                part = flat[start : start + piece.numel()]
+                part.copy_(piece[: part.numel()])
+        elif parameter.dtype == torch.float32 and "scale" in name:
+            parameter.data.fill_(0.02)
+
+
+class SpreadWeights:
+    """For vLLM's --worker-extension-cls: `spread_weights` in the server's own process."""
+
+    model_runner: Any
+
+    def spread_weights(self) -> None:
+        spread_weights(self.model_runner.model)
+
+
+def write_tokenizer(folder: Path, *, divide: int = 1) -> None:
+    """A tokenizer of made-up words beside the body's config; servers want one to start."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = models.WordLevel({f"w{n}": n for n in range(VOCABULARY // divide)}, unk_token="w0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="w0")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(folder)

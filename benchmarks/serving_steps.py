@@ -33,7 +33,13 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.break_even import StepCost
-from benchmarks.random_body import LAYERS, VOCABULARY, write_body, write_drafter
+from benchmarks.random_body import (
+    LAYERS,
+    VOCABULARY,
+    spread_weights,
+    write_body,
+    write_drafter,
+)
 from benchmarks.train_step import turn
 
 RESULTS = Path(__file__).parent / "results"
@@ -116,25 +122,6 @@ class Drafting:
         ]
         self._pairs.clear()
         return found
-
-
-def spread_weights(model: Any) -> None:
-    """Norms of 1 and FP8 weights of every size, so that logits and experts differ by token."""
-    import torch
-
-    generator = torch.Generator("cpu").manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if "norm" in name and parameter.is_floating_point():
-            parameter.data.fill_(1.0)
-        elif parameter.dtype in (torch.float8_e4m3fn,):
-            piece = torch.randn(2**20, generator=generator).to(parameter.dtype)
-            flat = parameter.data.view(torch.uint8).reshape(-1)
-            piece = piece.view(torch.uint8).to(flat.device)
-            for start in range(0, flat.numel(), piece.numel()):
-                part = flat[start : start + piece.numel()]
-                part.copy_(piece[: part.numel()])
-        elif parameter.dtype == torch.float32 and "scale" in name:
-            parameter.data.fill_(0.02)
 
 
 def measure(order: dict[str, Any]) -> dict[str, Any]:
@@ -399,6 +386,9 @@ def main(
             return found
 
         keep(run(engines[0]))  # alone: it fills the compiler's cache
+        if "error" in record["engines"][0]:
+            print("\n".join(record["engines"][0]["error"]), file=sys.stderr)
+            raise typer.Exit(1)  # what stops the first stops them all, and each start is dear
         for done in as_completed([pool.submit(run, engine) for engine in engines[1:]]):
             keep(done.result())
     print(f"written: {path}")

@@ -1,0 +1,272 @@
+"""Extraction and training side by side on one GPU, as the recipe runs them: who waits for whom?
+
+    python -m benchmarks.online_pipeline                     # a GPU with 80 GB, real size
+    python -m benchmarks.online_pipeline --divide 8 --layers 8 --no-fp8 --tokens 512 \\
+        --rows 60 --length 120 --workers 2 --share 0.4       # a CPU
+
+Per memory share: the recipe's extraction server with Gemma 4 26B-A4B's shape and random FP8 weights
+(`random_body`), upstream's data set, packing and collation with this project's patches, and the
+real drafter's step (`real_size.Training`) in this process. Four arms of `--seconds`, the first
+half of each unmeasured, since workers have batches ready before the first is asked for:
+
+- training: the step alone, on one batch that stays in pinned memory;
+- extraction: the loader alone, with its workers;
+- in turn: both, without workers: a batch is asked for when the step before is done;
+- side by side: both, with `--workers` as upstream prefetches.
+
+Reported: tokens and conversations a second, the share of the time in which the step waited for a
+batch, and how far trainer and producer are from what either does alone. `foretold` is the model
+behind `plan`: the GPU's work for both takes turns, so a token costs what it costs either alone,
+added up. Rows have random tokens and the published run's mean length; prefix caching is off, since
+rows here are read again and again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from benchmarks.random_body import LAYERS, write_body, write_tokenizer
+from benchmarks.train_step import turn
+
+RESULTS = Path(__file__).parent / "results"
+PATCHES = ("cpu_training", "durable_responses", "several_producers", "wait_for_producer")
+TARGETS = (2, 15, 27)
+
+
+def write_rows(folder: Path, count: int, length: int, vocabulary: int) -> Path:
+    """Prepared rows: random tokens, lengths spread evenly over half to one and a half times."""
+    from datasets import Dataset
+
+    chance = random.Random(0)
+    rows = []
+    for _ in range(count):
+        tokens = chance.randint(length // 2, length + length // 2)
+        ids = [chance.randrange(5, vocabulary) for _ in range(tokens)]
+        rows.append({"input_ids": ids, "loss_mask": [1] * tokens, "seq_len": tokens})
+    Dataset.from_list(rows).with_format("torch").save_to_disk(str(folder))
+    return folder
+
+
+def loader(order: dict[str, Any], url: str, states: Path, workers: int) -> Any:
+    """Upstream's loader of packed batches, as its trainer makes it."""
+    import torch
+    from hs_connectors.transfer import FileTransfer
+    from speculators.models.eagle3.data import shift_batch
+    from speculators.train.dataloader import create_train_val_loaders
+
+    return create_train_val_loaders(
+        data_path=order["data"], total_seq_len=order["tokens"],
+        hidden_states_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+        transfer=FileTransfer(states), vllm_endpoint=f"{url}/v1", on_missing="generate",
+        verifier_name_or_path=order["body"], request_timeout=120, max_retries=3,
+        generation_validation_retries=2, max_consecutive_generation_failures=20,
+        hidden_size=order["hidden"], num_target_layers=len(TARGETS), num_workers=workers,
+        prefetch_factor=4, preprocess=shift_batch, train_data_ratio=0.98,
+    )[0]  # fmt: skip
+
+
+def tokens_in(batch: dict[str, Any]) -> int:
+    """Tokens of a packed batch that are not padding."""
+    return int((batch["document_ids"] != -1).sum())
+
+
+def forever(batches: Any) -> Iterator[dict[str, Any]]:
+    """Epoch after epoch, as the trainer orders them."""
+    epoch = 0
+    while True:
+        batches.batch_sampler.set_epoch(epoch)
+        yield from batches
+        epoch += 1
+
+
+def timed(step: Any, batches: Iterator[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """One arm: `step(batch)` until the time is over; the record of its second half."""
+    began = time.perf_counter()
+    start = 0.0
+    waited = worked = 0.0
+    tokens = steps = documents = lost = 0
+    while True:
+        now = time.perf_counter()
+        if not start and now >= began + seconds / 2:
+            start = now
+        if now >= began + seconds and steps:
+            break
+        batch = next(batches)
+        got = time.perf_counter()
+        step(batch)
+        if start:
+            waited += got - now
+            worked += time.perf_counter() - got
+            tokens += tokens_in(batch)
+            documents += len(set(batch["document_ids"].flatten().tolist()) - {-1})
+            lost += int(batch.get("error_records", 0))
+            steps += 1
+    whole = time.perf_counter() - start
+    return {
+        "seconds": round(whole, 2), "steps": steps, "tokens_s": round(tokens / whole, 1),
+        "conversations_s": round(documents / whole, 2), "lost": lost,
+        "waiting_share": round(waited / whole, 4), "step_s": round(worked / steps, 5),
+    }  # fmt: skip
+
+
+class Step:
+    """The drafter's training step on a batch from the loader, finished when it returns."""
+
+    def __init__(self, tokens: int, divide: int) -> None:
+        import torch
+
+        from benchmarks.real_size import Size, Training
+
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._training = Training(Size(divide, tokens), self._device)
+
+    def __call__(self, batch: dict[str, Any]) -> None:
+        import torch
+
+        from benchmarks.real_size import synchronise
+
+        moved = {
+            name: value.to(self._device, non_blocking=True)
+            for name, value in batch.items()
+            if isinstance(value, torch.Tensor)
+        }
+        self._training.step(moved)
+        synchronise(self._device)
+
+
+@contextmanager
+def server(order: dict[str, Any], share: float, folder: Path) -> Iterator[str]:
+    """The recipe's extraction server at this share of the memory; its address."""
+    from recipes.config import resolve
+    from recipes.server_specs import extraction_server
+    from recipes.servers import ServerPool
+
+    flags = [
+        "--load-format", "dummy", "--no-enable-prefix-caching",
+        "--worker-extension-cls", "benchmarks.random_body.SpreadWeights",
+        *(["--attention-backend", order["attention"]] if order["attention"] else []),
+    ]  # fmt: skip
+    recipe, _ = resolve("h100", assignments=[
+        f"body={order['body']}", f"target_layers={','.join(map(str, order['targets']))}",
+        f"train_vllm_share={share}", f"seq_len={order['tokens']}",
+    ])  # fmt: skip
+    spec = dataclasses.replace(
+        extraction_server(recipe, folder / "states"),
+        extra_args=tuple(flags),
+        env={"VLLM_SERVER_DEV_MODE": "1"},  # for /collective_rpc
+    )
+    with (
+        ServerPool(folder / f"logs-{share}", lambda said: print(said, file=sys.stderr)) as pool,
+        pool.lease(spec) as ready,
+    ):
+        httpx.post(
+            f"{ready.base_url}/collective_rpc", json={"method": "spread_weights"}, timeout=120
+        ).raise_for_status()
+        yield ready.base_url
+
+
+def measure(order: dict[str, Any], share: float, folder: Path, step: Step) -> dict[str, Any]:
+    """All arms at one memory share."""
+    import torch
+
+    held = turn(Path(order["lock"]), alone=True) if order["lock"] else nullcontext()
+    with server(order, share, folder) as url, held:
+        alone = loader(order, url, folder / "states", 0)
+        ahead = loader(order, url, folder / "states", order["workers"])
+        seconds = order["seconds"]
+        one = next(iter(alone))
+        for _ in range(3):
+            step(one)  # compiles
+        arms = {"training": timed(step, itertools.repeat(one), seconds)}
+        for name, batches, work in (
+            ("extraction", ahead, lambda _: None), ("in turn", alone, step),
+            ("side by side", ahead, step),
+        ):  # fmt: skip
+            arms[name] = timed(work, forever(batches), seconds)
+            print(json.dumps({"share": share, "arm": name, **arms[name]}), flush=True)
+        used = torch.cuda.mem_get_info() if torch.cuda.is_available() else None
+    side, turns = arms["side by side"], arms["in turn"]
+    rates = {name: arm["tokens_s"] for name, arm in arms.items()}
+    foretold = 1 / (1 / rates["training"] + 1 / rates["extraction"])
+    waits = [arm["waiting_share"] / arm["tokens_s"] for arm in (side, turns)]
+    return {
+        "share": share,
+        "arms": arms,
+        "foretold_tokens_s": round(foretold, 1),
+        "foretold_error": round(foretold / side["tokens_s"] - 1, 4),
+        # Of what each does alone on this device.
+        "trainer_load": round(side["tokens_s"] / rates["training"], 4),
+        "producer_load": round(side["tokens_s"] / rates["extraction"], 4),
+        # Of the waiting for a token's hidden states, what workers ahead of the step take away.
+        "hidden_by_prefetch": round(1 - waits[0] / waits[1], 4),
+        "device_bytes_used": used and used[1] - used[0],
+    }
+
+
+def main(
+    share: Annotated[list[float] | None, typer.Option(help="train_vllm_share [0.4 0.7]")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="DataLoader workers (upstream: 12).")] = 12,
+    seconds: Annotated[float, typer.Option(help="Of each arm.")] = 20,
+    tokens: Annotated[int, typer.Option(help="Packed tokens a step.")] = 4096,
+    rows: Annotated[int, typer.Option(help="Conversations.")] = 1500,
+    length: Annotated[int, typer.Option(help="Their mean length in tokens.")] = 934,
+    attention: Annotated[str, typer.Option(help="vLLM's attention backend.")] = "",
+    divide: Annotated[int, typer.Option(help="Divide all widths by this (1: real size).")] = 1,
+    layers: Annotated[int, typer.Option(help="Layers of the body.")] = LAYERS,
+    fp8: Annotated[bool, typer.Option(help="FP8 weights.")] = True,
+    out: Annotated[Path | None, typer.Option(help="The result file.")] = None,
+) -> None:
+    """Extraction and training on one device, alone, in turn and side by side."""
+    import torch
+
+    from benchmarks.real_size import Size
+    from recipes.environment import describe
+    from speculators_patches import apply
+
+    apply(only=PATCHES)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    path = out or RESULTS / f"online_pipeline_{device}.json"
+    record: dict[str, Any] = {
+        "command": "python -m benchmarks.online_pipeline " + " ".join(sys.argv[1:]),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "environment": describe(),
+        "settings": {
+            "workers": workers, "seconds": seconds, "tokens": tokens, "rows": rows,
+            "length": length, "divide": divide, "layers": layers, "fp8_weights": fp8,
+        },
+        "shares": [],
+    }  # fmt: skip
+    size = Size(divide, tokens)
+    with tempfile.TemporaryDirectory() as work:
+        body = write_body(Path(work) / "body", divide=divide, layers=layers, fp8=fp8)
+        write_tokenizer(body, divide=divide)
+        (Path(work) / "states").mkdir()
+        order = {
+            "body": str(body), "tokens": tokens, "hidden": size.hidden, "seconds": seconds,
+            "workers": workers, "attention": attention, "lock": os.environ.get("BENCH_TURN", ""),
+            "targets": TARGETS if layers == LAYERS else (2, layers // 2, layers - 3),
+            "data": str(write_rows(Path(work) / "data", rows, length, size.draft_vocabulary)),
+        }  # fmt: skip
+        step = Step(tokens, divide)
+        for one in share or (0.4, 0.7):
+            record["shares"].append(measure(order, one, Path(work), step))
+            path.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
