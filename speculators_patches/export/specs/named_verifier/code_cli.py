@@ -13,8 +13,11 @@ def _set_verifier(config: SpeculatorModelConfig, name_or_path: str) -> None:
     Its final norm and head make the targets, so they have to be those of the model
     that the hidden states come from.
     """
-    saved = config.speculators_config.verifier.name_or_path
-    if not name_or_path or saved == name_or_path:
+    speculators_config = getattr(config, "speculators_config", None)
+    if speculators_config is None or not name_or_path:
+        return
+    saved = speculators_config.verifier.name_or_path
+    if saved == name_or_path:
         return
     if saved:
         logger.warning(
@@ -23,4 +26,4 @@ def _set_verifier(config: SpeculatorModelConfig, name_or_path: str) -> None:
             saved,
             name_or_path,
         )
-    config.speculators_config.verifier = VerifierConfig.from_pretrained(name_or_path)
+    speculators_config.verifier = VerifierConfig.from_pretrained(name_or_path)
