@@ -33,7 +33,7 @@ SPEC = Spec(
                 and must serve the same model under the same name, which is checked at the first
                 request to each. Values are equal as far as vLLM computes the same ones in different
                 batches. Each process asks for one sample at a time, so `--num-workers` bounds how
-                many servers are busy at once.
+                many servers are busy at once. `generate-offline-data` still takes one address.
                 """,
             reproduction="reproduce.py",
             files={
