@@ -139,7 +139,11 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     options: dict[str, Any] = {}
     if on_gpu:
-        options = {"kv_cache_memory_bytes": int(order["kv_gb"] * 1e9)}
+        # The cache has its own size; the share is only what must be free at the start, and other
+        # engines may be there already.
+        options = {
+            "kv_cache_memory_bytes": int(order["kv_gb"] * 1e9), "gpu_memory_utilization": 0.45,
+        }  # fmt: skip
         if order["attention"]:
             options["attention_backend"] = order["attention"]
     else:

