@@ -17,12 +17,18 @@ def local_address(master: str) -> str:
     Call it before Mooncake is imported: it also sets what Mooncake reads from the environment,
     where the user has not. MOONCAKE_LOCAL_HOSTNAME overrides the address.
 
+    An address with a scheme (`etcd://`, high availability) is none of one master and is not tried;
+    the address is then the one of this machine's name, as upstream takes it.
+
     Raises:
         OSError: the master takes no connection.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    named = os.environ.get("MOONCAKE_LOCAL_HOSTNAME")
+    if "://" in master:
+        return named or socket.gethostbyname(socket.gethostname())
     host, _, port = master.rpartition(":")
     with socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S) as connection:
         address: str = connection.getsockname()[0]
-    return os.environ.get("MOONCAKE_LOCAL_HOSTNAME") or address
+    return named or address

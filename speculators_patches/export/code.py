@@ -57,6 +57,18 @@ def inside(file: str | Path, name: str) -> str:
     )
 
 
+def after_try(file: str | Path, name: str) -> str:
+    """The clauses of the `try` that a function's body is (`except`, `else`), comments included."""
+    source = _source(_path(file))
+    node = source.function(name)
+    block = node.body[-1]
+    if not isinstance(block, ast.Try):
+        raise ExportError(f"{name} in {source.name} does not end in a try")
+    _, last = source.rows(block.body[-1])
+    _, end = source.rows(block)
+    return textwrap.dedent("".join(source.line(row) for row in range(last + 1, end + 1)))
+
+
 def whole(path: Path) -> str:
     """A file that goes upstream as it is, with `# include: NAME` lines replaced by shared code.
 

@@ -97,10 +97,14 @@ def field(owner: str, after: str, code: str) -> Edit:
     return Edit("", statement(owner, Match("assign", after), code, where="after").change)
 
 
-def wrap(target: str, first: Match, last: Match, header: str, tail: str = "") -> Edit:
+def wrap(
+    target: str, first: Match, last: Match, header: str, tail: str = "", footer: str = ""
+) -> Edit:
     """The statements from `first` to `last`, siblings, indented under `header` (`with x:`).
 
-    `tail`: statements added at the end of the block.
+    Args:
+        tail: statements added at the end of the block.
+        footer: what follows the block, at the header's margin (`except E: ...`).
     """
 
     def change(source: Source) -> str:
@@ -114,7 +118,8 @@ def wrap(target: str, first: Match, last: Match, header: str, tail: str = "") ->
             for row in range(top, bottom + 1)
         )
         margin = begin.col_offset
-        block = _indented(header, margin) + inner + (_indented(tail, margin + 4) if tail else "")
+        block = _indented(header, margin) + inner
+        block += _indented(tail, margin + 4) + _indented(footer, margin)
         return source.replace_rows(top, bottom, block)
 
     return Edit(target, change)
@@ -276,6 +281,18 @@ def text(target: str, old: str, new: str) -> Edit:
     return Edit(target, change)
 
 
+def decorate(target: str, *lines: str) -> Edit:
+    """Decorators (`@...`) above those that a definition has."""
+
+    def change(source: Source) -> str:
+        node = source.definition(target)
+        first = source.rows(node)[0]
+        block = _indented("\n".join(lines), node.col_offset)
+        return source.replace_rows(first, first - 1, block)
+
+    return Edit(target, change)
+
+
 def noqa(target: str, rule: str) -> Edit:
     """`# noqa: RULE` behind a function's `def`, where it is not there yet."""
 
@@ -315,8 +332,13 @@ def _with_import(source: Source, line: str) -> str:
         return source.text
     key = _order(wanted)
     section = [node for node in present if _order(node)[0] == key[0]]
-    if not section:
-        raise DoesNotFit(f"{source.name} has no imports of the kind of `{line}` (any more)")
+    if not section:  # one of its own, set off by a blank line
+        later = [node for node in present if _order(node)[0] > key[0]]
+        if later:
+            first = source.rows(later[0])[0]
+            return source.replace_rows(first, first - 1, line + "\n\n")
+        last = source.rows(present[-1])[1]
+        return source.replace_rows(last + 1, last, "\n" + line + "\n")
     before = [node for node in section if _order(node) < key]
     if before:
         last = source.rows(before[-1])[1]

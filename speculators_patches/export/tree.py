@@ -88,7 +88,8 @@ def find(folder: Path, package: str, version: str | None = None) -> Tree:
         raise ExportError(f"--tree {folder} is no folder")
     if root.name == package and (root / "__init__.py").is_file():
         root = root.parent.parent if root.parent.name == "src" else root.parent
-    for prefix in (f"src/{package}", package):
+    # The last: a member of a repository of several packages.
+    for prefix in (f"src/{package}", package, f"{package}/src/{package}"):
         if (root / prefix / "__init__.py").is_file():
             found = _version(root, prefix, package) if version is None else version
             return Tree(root, package, prefix, _parsed(found, folder), _has_tests(root))

@@ -80,7 +80,7 @@ _compute_metrics: Any = None
 _forward: Any = None
 
 
-def runs(mask: torch.Tensor, length: int) -> torch.Tensor:
+def consecutive(mask: torch.Tensor, length: int) -> torch.Tensor:
     """Where `length` positions in a row, this one first, are all set.
 
     Args:
@@ -122,7 +122,7 @@ def compute_metrics(
     if prev_correct is None:  # upstream's drafter always passes it
         return _compute_metrics(logits, targets, loss_mask, prev_correct, ttt_step, *args, **kwargs)
     mask = loss_mask if loss_mask is not None else torch.ones_like(prev_correct)
-    judged = runs(mask, ttt_step + 1)
+    judged = consecutive(mask, ttt_step + 1)
     width = judged.shape[1]
     before = (prev_correct[:, :width].to(torch.bool) & judged).sum()
     loss, metrics = _compute_metrics(
@@ -171,7 +171,7 @@ def acceptance(
     accepted = torch.ones_like(input_ids, dtype=torch.bool)
     for step, drafted in enumerate(draft_tokens):
         full = drafted if d2t is None else drafted + d2t[drafted]
-        counted = runs(loss_mask, step + 2)
+        counted = consecutive(loss_mask, step + 2)
         width = counted.shape[1]
         text = input_ids[:, step + 1 : step + 1 + width]
         accepted = accepted[:, :width] & (full[:, :width] == text)

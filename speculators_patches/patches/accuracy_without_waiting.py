@@ -71,7 +71,7 @@ def compute_accuracy_single_step(
     full_total = everything
     if loss_mask is not None:
         judged = loss_mask.to(torch.bool)
-        correct = correct & judged
+        correct = torch.logical_and(correct, judged)
         full_total = judged.sum().float()
     correct_sum = correct.float().sum()
     return correct_sum, full_total, correct_sum.clone(), cond_total

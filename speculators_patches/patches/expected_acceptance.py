@@ -19,12 +19,13 @@ Only what validation reports changes; training steps are not touched.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from packaging.specifiers import SpecifierSet
 
 from speculators_patches import stops
-from speculators_patches.patches.accuracy_denominators import runs
+from speculators_patches.patches.accuracy_denominators import consecutive
 from speculators_patches.registry import Patch, Target
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ _compute_metrics: Any = None
 _forward: Any = None
 
 
-def temperature() -> float:
+def serve_temperature() -> float:
     """Of service. Raises RunStopped where the setting is no temperature."""
     return stops.setting(SETTING, DEFAULT_TEMPERATURE, 0.0, 100.0)
 
@@ -112,32 +113,36 @@ def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     metrics = output[2]
     targets = metrics.pop(_TARGETS)
     drafted = [metrics.pop(_DRAFTED.format(step)) for step in range(len(output[0]))]
-    mask, ids, degrees = kwargs.get("loss_mask"), kwargs.get("input_ids"), temperature()
+    mask, ids, degrees = kwargs.get("loss_mask"), kwargs.get("input_ids"), serve_temperature()
     if mask is not None and ids is not None and degrees > 0:
-        metrics.update(expected(drafted, targets, ids, mask, getattr(self, "t2d", None), degrees))
+        t2d = getattr(self, "t2d", None)
+        metrics.update(
+            expected_acceptance(drafted, targets, ids, mask, t2d=t2d, temperature=degrees)
+        )
     return output
 
 
-def expected(
+def expected_acceptance(
     drafted: list[torch.Tensor],
     targets: torch.Tensor,
     input_ids: torch.Tensor,
     loss_mask: torch.Tensor,
+    *,
     t2d: torch.Tensor | None,
-    degrees: float,
+    temperature: float,
 ) -> dict[str, torch.Tensor]:
     """Counts of expected acceptance with drafts drawn from the drafter's softmax.
 
-    At position i the drafter reads token i; at step k it drafts token i + 1 + k, whose distribution
-    is the target at i + k.
+    At position i the drafter reads token i; at step k it drafts token i + 1 + k, whose
+    distribution is the target at i + k.
 
     Args:
         drafted: one [1, tokens, draft vocabulary] of logits a step.
-        targets: [1, tokens, draft vocabulary], the verifier's logits (softcapped).
+        targets: [1, tokens, draft vocabulary], the verifier's logits.
         input_ids: [1, tokens] int64, full vocabulary.
         loss_mask: [1, tokens], set on the reply.
         t2d: [vocabulary] bool, what the drafter can say; None: everything.
-        degrees: the temperature, above 0.
+        temperature: of sampling, above 0.
 
     Returns:
         expect_{k}_sum and expect_{k}_total, float32 scalars, for every step.
@@ -146,26 +151,32 @@ def expected(
 
     counts = {}
     tokens = input_ids.shape[1]
-    log_p = _of_text(targets[0], input_ids[0], 1, t2d, degrees)
+    log_prob = partial(_log_prob_of_text, t2d=t2d, temperature=temperature)
+    log_p = log_prob(targets[0], input_ids[0], 1)
     standing = torch.zeros(tokens, device=input_ids.device)
     for step, logits in enumerate(drafted):
-        counted = runs(loss_mask, step + 2)[0]
+        counted = consecutive(loss_mask, step + 2)[0]
         width = counted.shape[0]
-        log_q = _of_text(logits[0], input_ids[0], step + 1, t2d, degrees)
-        # -inf where the drafter cannot say the token: its share of p is not looked at then.
-        ratio = torch.where(
-            log_q.isinf(), log_q, log_q - log_p[step : step + len(log_q)].nan_to_num()
-        )
+        log_q = log_prob(logits[0], input_ids[0], step + 1)
+        # -inf where the drafter cannot say the token, whatever p says.
+        wanted = log_p[step : step + len(log_q)].nan_to_num()
+        ratio = torch.where(log_q.isinf(), log_q, log_q - wanted)
         standing = standing[: len(ratio)] + ratio.clamp(max=0.0)
-        counts[f"expect_{step}_sum"] = standing[:width].exp()[counted].sum().float()
+        accepted = torch.where(counted, standing[:width].exp(), 0.0)
+        counts[f"expect_{step}_sum"] = accepted.sum().float()
         counts[f"expect_{step}_total"] = counted.sum().float()
     return counts
 
 
-def _of_text(
-    logits: torch.Tensor, ids: torch.Tensor, ahead: int, t2d: torch.Tensor | None, degrees: float
+def _log_prob_of_text(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    ahead: int,
+    *,
+    t2d: torch.Tensor | None,
+    temperature: float,
 ) -> torch.Tensor:
-    """Log-probability, under the softmax of row i, of token i + `ahead`; [tokens - ahead]."""
+    """Log-probability of token i + ``ahead`` by row i's softmax; [tokens - ahead]."""
     import torch
 
     text = ids[ahead:]
@@ -176,7 +187,7 @@ def _of_text(
         text = (known.cumsum(0) - 1).clamp_min(0)[text]
     found = []
     for begin in range(0, len(text), _CHUNK):
-        rows = logits[begin : begin + _CHUNK][: len(text) - begin].float() / degrees
+        rows = logits[begin : begin + _CHUNK][: len(text) - begin].float() / temperature
         picked = text[begin : begin + _CHUNK, None]
         found.append(rows.log_softmax(-1).gather(-1, picked)[:, 0])
     values = torch.cat(found) if found else logits.new_zeros(0, dtype=torch.float32)

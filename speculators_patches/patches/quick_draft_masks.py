@@ -24,6 +24,7 @@ from speculators_patches.registry import Patch, Target
 
 if TYPE_CHECKING:
     import torch
+    from torch.nn.attention.flex_attention import BlockMask
 
 _MODULE = "speculators.models.eagle3.attention"
 _EXTEND = f"{_MODULE}:extend_mask_for_draft_tokens"
@@ -65,8 +66,8 @@ def extend_mask_for_draft_tokens(block_mask: Any) -> Any:
 
     counts, indices = block_mask.kv_num_blocks, block_mask.kv_indices
     queries, keys = indices.shape[-2:]
-    numbers, order = diagonal(queries, indices.dtype, indices.device)
-    # As upstream: the new block comes behind those that are attended to already.
+    numbers, _ = _draft_blocks(queries, indices.dtype, indices.device)
+    # The new block comes behind those that are attended to already.
     place = counts.unsqueeze(-1).long()
     indices = pad(indices, (0, queries))
     indices.scatter_(-1, place, (numbers[:, None] + keys).expand_as(place))
@@ -79,25 +80,22 @@ def extend_mask_for_draft_tokens(block_mask: Any) -> Any:
         mask_mod=block_mask.mask_mod,
         compute_q_blocks=False,
     )
-    extended.q_num_blocks = pad(block_mask.q_num_blocks, (0, queries), value=1)
-    extended.q_indices = below(block_mask.q_indices, order)
-    if full is not None:
-        extended.full_q_num_blocks = pad(block_mask.full_q_num_blocks, (0, queries))
-        extended.full_q_indices = below(block_mask.full_q_indices, numbers)
+    extend_query_blocks(extended, block_mask)
     return extended
 
 
 @functools.cache
-def diagonal(
+def _draft_blocks(
     blocks: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The numbers of the blocks, and the order of the query blocks of each new block of keys.
+    """Which query blocks attend to each new block of keys: its own one.
 
-    A BlockMask lists the blocks that attend first and all others after them, unread, in ascending
-    order.
+    A BlockMask lists the blocks that attend first and all others after them, unread,
+    in ascending order.
 
     Returns:
-        [blocks], and [blocks, blocks] whose row j is j, then 0 to blocks - 1 without j.
+        The numbers of the blocks, [blocks], and [blocks, blocks] whose row j is j, then
+        0 to blocks - 1 without j.
     """
     import torch
 
@@ -106,12 +104,27 @@ def diagonal(
     return numbers, torch.where(place == 0, row, place - (place <= row).to(dtype))
 
 
-def below(indices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """[batch, heads, keys, blocks], and under it `rows` ([blocks, blocks], or [blocks] for all)."""
-    import torch
+def extend_query_blocks(extended: BlockMask, block_mask: BlockMask) -> None:
+    """Give ``extended``, ``block_mask`` with a diagonal of new blocks, its query half.
 
-    blocks = indices.shape[-1]
-    return torch.cat([indices, rows.expand(*indices.shape[:2], blocks, blocks)], dim=-2)
+    The old rows stay; new block of keys j is attended to, in part, by query block j.
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    counts, indices = block_mask.q_num_blocks, block_mask.q_indices
+    if counts is None or indices is None:
+        raise ValueError("The mask has no query half (compute_q_blocks=False).")
+    b, h, _, blocks = indices.shape
+    numbers, order = _draft_blocks(blocks, indices.dtype, indices.device)
+    order = order.expand(b, h, blocks, blocks)
+    extended.q_num_blocks = pad(counts, (0, blocks), value=1)
+    extended.q_indices = torch.cat([indices, order], dim=-2)
+    counts, indices = block_mask.full_q_num_blocks, block_mask.full_q_indices
+    if counts is not None and indices is not None:
+        unread = numbers.expand(b, h, blocks, blocks)
+        extended.full_q_num_blocks = pad(counts, (0, blocks))
+        extended.full_q_indices = torch.cat([indices, unread], dim=-2)
 
 
 def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:

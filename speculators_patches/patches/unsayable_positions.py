@@ -70,12 +70,12 @@ def sayable(input_ids: torch.Tensor, t2d: torch.Tensor) -> torch.Tensor:
     """Where the next token of the text is in the draft vocabulary.
 
     Args:
-        input_ids: [1, tokens] int64, full vocabulary, as upstream's `shift_batch` gives them: at
+        input_ids: [1, tokens] int64, full vocabulary, as `shift_batch` gives them: at
             position i the drafter is taught what comes after token i.
         t2d: [vocabulary] bool, set for what the drafter can say.
 
     Returns:
-        [1, tokens] bool; the last position, whose next token is not in the batch, counts.
+        [1, tokens] bool; the last position, whose next token is not there, counts.
     """
     import torch
 

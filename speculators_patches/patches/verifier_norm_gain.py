@@ -30,7 +30,7 @@ PATCH = Patch(
             fingerprints={">=0.8.1,<0.9.1": "1d7670ffb29ef7cf"},
         ),
     ),
-    upstream="no issue found; DFlash has the cure (resolve_verifier_norm_class)",
+    upstream="no issue found for EAGLE-3; DFlash has the cure (resolve_verifier_norm_class)",
     fixed_in=None,
     remove_when="every drafter kind of upstream takes resolve_verifier_norm_class",
     proof="tests/faults/test_softcap_targets.py::test_targets_are_what_the_verifier_serves",

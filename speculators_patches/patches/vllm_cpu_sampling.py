@@ -88,8 +88,8 @@ def expand_kernel_impl(
     import torch
 
     counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
-    values = torch.where(input_val == replace_from, replace_to, input_val).to(output.dtype)
-    expanded = torch.repeat_interleave(values, counts.to(torch.int64))
+    values = torch.where(input_val == replace_from, replace_to, input_val)
+    expanded = torch.repeat_interleave(values.to(output.dtype), counts.to(torch.int64))
     output[: expanded.shape[0]].copy_(expanded)
 
 

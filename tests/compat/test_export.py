@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from recipes.vllm import mooncake
 from speculators_patches.export import spec
 from tests.compat import matrix
 
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.matrix
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECULATORS = [name for name, item in spec.table().items() if item.package == "speculators"]
+CONNECTORS = [name for name, item in spec.table().items() if item.package == "hs_connectors"]
 VLLM = [name for name, item in spec.table().items() if item.package == "vllm"]
 
 
@@ -52,10 +54,11 @@ def contents(folder: Path) -> str:
 
 @pytest.fixture
 def src_layout(laid_out: Callable[[str], Path], tmp_path: Path) -> Path:
-    """0.9.0 as an unpacked source, under git, clean."""
+    """0.9.0 as an unpacked source of both packages, under git, clean."""
     root = tmp_path / "checkout"
-    shutil.copytree(laid_out("0.9.0") / "speculators", root / "src" / "speculators")
-    shutil.rmtree(root / "src/speculators/__pycache__", ignore_errors=True)
+    leave = shutil.ignore_patterns("__pycache__")
+    for package, where in (("speculators", "src"), ("hs_connectors", "hs_connectors/src")):
+        shutil.copytree(laid_out("0.9.0") / package, root / where / package, ignore=leave)
     (root / ".gitignore").write_text("__pycache__/\n")
     who = ["-c", "user.name=U", "-c", "user.email=u@localhost"]
     for words in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "upstream"]):
@@ -68,7 +71,7 @@ def test_every_patch_is_exported_and_git_am_takes_it(src_layout: Path, tmp_path:
     done = export("--all", "--tree", src_layout, "--out", tmp_path / "out", "--json")
     found = outcomes(done)
     assert done.returncode == 0, done.stderr
-    assert set(found) == set(SPECULATORS)
+    assert set(found) == {*SPECULATORS, *CONNECTORS}
     assert found.pop("empty_sample_dtype")["reason"] == "upstreamed in 0.6.0 (#527)"
     assert {item["verdict"] for item in found.values()} == {"exported"}
     assert contents(src_layout / "src") == before
@@ -149,10 +152,14 @@ def test_the_check_shows_the_defect_and_its_absence(
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", [name for name in SPECULATORS if name != "empty_sample_dtype"])
+@pytest.mark.parametrize(
+    "name", [name for name in [*SPECULATORS, *CONNECTORS] if name != "empty_sample_dtype"]
+)
 def test_the_check_passes_for_each_patch(
     name: str, laid_out: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    if name in CONNECTORS and (why_not := mooncake.missing()):
+        pytest.skip(why_not)
     tree = laid_out("0.9.0")
     done = export(name, "--check", "--tree", tree, "--out", tmp_path, "--json")
     assert outcomes(done)[name]["verdict"] == "exported", done.stdout
@@ -255,7 +262,19 @@ PARITY = {
     "skip-empty-batches": "",
     "full-precision-state": "it_ends_with_the_same_weights",
     "refuse-missing-token-freq": "",
+    "eagle3-verifier-norm": "not layers",
+    "finetune-named-verifier": "not told and not files",
+    "softcap-targets": "",
+    "check-before-move": "",
+    "wait-for-vllm": "comes_up_late or restart",
+    "several-vllm-endpoints": "costs_no_sample or one_address or failure_as_before",
+    "extend-draft-mask": "",
+    "accuracy-without-sync": "",
+    "wait-for-mooncake-master": "not once and not interrupted",
 }
+
+# Files of tests about something that only the pull request has.
+NOT_COMMON = {"test_endpoint_rotation.py"}
 
 
 @pytest.mark.nightly
@@ -271,7 +290,8 @@ def test_the_overlay_passes_what_goes_upstream(
         (name, step) for name, item in spec.table().items() for step in item.steps
         if step.slug == slug
     )  # fmt: skip
-    for path, source in step.tests.items():
+    common = {path: source for path, source in step.tests.items() if source not in NOT_COMMON}
+    for path, source in common.items():
         file = tmp_path / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(code.whole(spec.table()[name].folder / source))
@@ -281,7 +301,9 @@ def test_the_overlay_passes_what_goes_upstream(
     done = subprocess.run(
         [sys.executable, "-m", "speculators_patches", "run", "--only", only,
          "--module", "pytest", "--", "-q", "-p", "no:cacheprovider", "-k", PARITY[slug],
-         "--rootdir", tmp_path, *step.tests],
-        env=matrix.environment("0.9.0"), cwd=tmp_path, capture_output=True, text=True, check=False,
+         "--rootdir", tmp_path, *common],
+        # A test loses one sample of three on purpose.
+        env=matrix.environment("0.9.0") | {"SPECULATORS_PATCHES_MAX_LOST_SHARE": "1"},
+        cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]

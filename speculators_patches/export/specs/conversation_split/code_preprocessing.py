@@ -21,7 +21,7 @@ def _conversation_names(examples: dict) -> list[str]:
 
 
 def name_of_the_conversation(rows):
-    # The last row's prefix is the longest: of all rows of the conversation.
+    # The last row holds the whole conversation; all its rows get the same name.
     conversation = _digest(rows[-1]["conv"]) if rows else ""
 
 

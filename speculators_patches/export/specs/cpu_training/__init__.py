@@ -1,11 +1,12 @@
 """The trainer trains and resumes on a machine without an accelerator."""
 
 from speculators_patches.export import code
-from speculators_patches.export.edits import Edit, expression, insert, statement, wrap
+from speculators_patches.export.edits import Edit, decorate, expression, insert, statement, wrap
 from speculators_patches.export.source import Match
 from speculators_patches.export.spec import Spec, Step
 
 _CODE = "cpu_training/code.py"
+_ACCELERATOR = "speculators.train.trainer.torch.accelerator"
 # What moves a model or a batch to its device.
 _MOVING = ("train_epoch", "val_epoch", "setup_model", "_setup_model_ddp")
 
@@ -38,8 +39,8 @@ SPEC = Spec(
             risk="""
                 With an accelerator every path is the one it was. A machine whose accelerator is not
                 found now trains on the CPU, slowly, instead of failing; the progress bar shows it.
-                `tests/unit/train/test_step_timer.py` counts calls of a mocked `synchronize` and has
-                to mock `is_available` as well to pass on a CPU.
+                `test_step_timer.py`, which counts calls of a mocked `synchronize`, mocks
+                `is_available` as well, so that it passes on a CPU.
                 """,
             reproduction="reproduce.py",
             files={
@@ -87,6 +88,15 @@ SPEC = Spec(
                         Match("return", "'cuda:0'"),
                         'return "cpu"',
                         where="instead",
+                    ),
+                ),
+            },
+            beside={
+                "tests/unit/train/test_step_timer.py": (
+                    decorate(
+                        "test_enabled_timer_returns_profile",
+                        f'@patch("{_ACCELERATOR}.is_available", new=lambda: True)',
+                        f'@patch("{_ACCELERATOR}.memory_allocated", new=lambda: 0)',
                     ),
                 ),
             },

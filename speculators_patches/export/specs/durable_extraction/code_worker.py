@@ -10,9 +10,11 @@ from speculators.data_generation.offline import check_hidden_states
 
 async def check(validate_outputs, hidden_states_path, item):
     if validate_outputs:
-        # Before it has its final name: what has that counts as done from then on.
-
-        def _load_and_check(path=hidden_states_path, tokens=item["input_ids"]):
+        # Before the move: what has its final name counts as done.
+        def _load_and_check(
+            path=hidden_states_path,
+            tokens=item["input_ids"],
+        ):
             try:
                 check_hidden_states(load_file(path), tokens)
             except Exception:

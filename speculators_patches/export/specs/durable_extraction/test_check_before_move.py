@@ -1,5 +1,6 @@
 """A file that does not fit its sample never gets the name of a finished one."""
 
+import itertools
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +22,7 @@ class Server:
     def __init__(self, folder):
         self.bad = True
         self.asked = []
-        outer = self
+        outer, numbers = self, itertools.count()
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
@@ -34,7 +35,7 @@ class Server:
                 states = torch.zeros(len(ids), 4, 8)
                 if outer.bad and ids == BAD:
                     states[0, 0, 0] = torch.nan
-                path = folder / f"generated{len(outer.asked)}.safetensors"
+                path = folder / f"generated{next(numbers)}.safetensors"
                 tensors = {"hidden_states": states, "token_ids": torch.tensor(ids)}
                 save_file(tensors, path)
                 choice = {"index": 0, "text": "", "finish_reason": "length"}
@@ -64,7 +65,9 @@ def extract(folder, server):
     """The names of the files that one call leaves in place."""
     data, out = folder / "data", folder / "out"
     if not data.exists():
-        rows = [{"input_ids": ids, "loss_mask": [0, 1, 1], "seq_len": 3} for ids in ROWS]
+        rows = [
+            {"input_ids": ids, "loss_mask": [0, 1, 1], "seq_len": 3} for ids in ROWS
+        ]
         Dataset.from_list(rows).with_format("torch").save_to_disk(str(data))
     generate_offline_data(
         endpoint=server.url,

@@ -84,12 +84,12 @@ _LIMIT = Step(
         log.
         """,
     fix="""
-        `--request-timeout` (seconds without a byte, default 900) goes to the session. A request
+        `--request-timeout` (seconds without a byte, default 3600) goes to the session. A request
         that runs into it is retried like any other network error.
         """,
     risk="""
-        An answer that takes longer than 15 minutes to its first byte fails now; the endpoint is not
-        streamed, so for very long generations the option has to be raised.
+        An answer that takes longer than an hour fails now: it is not streamed, so its first byte
+        is its last. For longer generations, or longer queues, the option has to be raised.
         """,
     reproduction="reproduce_silent.py",
     files={

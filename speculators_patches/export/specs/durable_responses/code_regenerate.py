@@ -105,13 +105,15 @@ def timeout_option():
         typer.Option(
             help="Seconds without a byte after which a request is given up",
         ),
-    ] = 900.0
+    ] = 3600.0
 
 
 def error_option():
     max_error_rate: Annotated[
         float,
         typer.Option(
+            min=0,
+            max=1,
             help="Share of failed conversations above which to exit with code 1",
         ),
     ] = 0.1

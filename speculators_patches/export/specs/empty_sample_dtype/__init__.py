@@ -7,7 +7,7 @@ from speculators_patches.export.spec import Spec, Step
 
 SPEC = Spec(
     name="empty_sample_dtype",
-    related="#527 (merged for 0.6.0; the pull request is its backport to 0.5)",
+    related="#527 (merged, 2026-06-02, for 0.6.0), of which this is a backport to 0.5",
     steps=(
         Step(
             slug="empty-sample-dtype",

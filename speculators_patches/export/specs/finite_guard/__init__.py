@@ -37,12 +37,7 @@ SPEC = Spec(
             files={
                 "train/trainer.py": (
                     imports("import math"),
-                    statement(
-                        "",
-                        Match("assign", "_VAL_SYNC_INTERVAL"),
-                        code.inside(_CODE, "constant"),
-                        where="after",
-                    ),
+                    insert(code.inside(_CODE, "constant"), before="_should_sync_recovery"),
                     insert(code.definition(_CODE, "_is_finite"), after="_should_sync_recovery"),
                     noqa("Trainer.train_epoch", "C901"),
                     statement(

@@ -5,7 +5,7 @@ from speculators_patches.export.spec import Spec, Step
 
 SPEC = Spec(
     name="full_precision_finetune",
-    related="#765 (float32 master weights for fresh drafters)",
+    related="#765 (closed, 2026-07-10: float32 parameters, which fresh drafters have since)",
     steps=(
         Step(
             slug="float32-finetune",

@@ -9,7 +9,7 @@ _CODE = "save_best_scope/code_checkpointer.py"
 
 SPEC = Spec(
     name="save_best_scope",
-    related="#307 (asked for --save-best)",
+    related="#307 (open, 2026-02-26: asked for --save-best)",
     steps=(
         Step(
             slug="save-best-scope",

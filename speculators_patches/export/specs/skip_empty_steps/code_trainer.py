@@ -27,8 +27,9 @@ def look_at_the_mask(self, batch, local_step, trained_batches):
         )
 
 
-def trained_on_nothing(remaining_steps, trained_batches):
-    if remaining_steps > 0 and trained_batches == 0:
+def trained_on_nothing(remaining_steps, skip_steps, trained_batches):
+    # Of an epoch that was resumed, the rest may well be empty.
+    if remaining_steps > 0 and skip_steps == 0 and trained_batches == 0:
         raise RuntimeError(
             f"Epoch {epoch} trained on nothing: no batch had a trainable token. "
             "Check the warnings above, the vLLM server and the loss masks."

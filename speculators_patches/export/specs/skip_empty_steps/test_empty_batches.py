@@ -74,3 +74,16 @@ def test_a_run_without_data_is_no_success(tmp_path):
         trainer.run_training()
 
     assert not (tmp_path / "out" / "checkpoint_best").exists()
+
+
+def test_the_rest_of_a_resumed_epoch_may_be_empty(tmp_path):
+    trainer = make_trainer(tmp_path, "RR", scheduler_total_steps=100)
+    trainer.train_epoch(0)
+    trainer.maybe_save_checkpoint(0, local_step=2)
+
+    resumed = make_trainer(
+        tmp_path, "EE", resume_from_checkpoint=True, scheduler_total_steps=100
+    )
+    resumed.train_epoch(0)
+
+    assert resumed.global_step == 4

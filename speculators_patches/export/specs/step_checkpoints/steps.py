@@ -11,6 +11,7 @@ from speculators_patches.export.edits import (
     merge_ifs,
     parameter,
     statement,
+    text,
     wrap,
 )
 from speculators_patches.export.source import Match
@@ -288,6 +289,11 @@ SIGNALS = Step(
                 Match("assign", "self._installed"),
                 code.inside(_STOP, "state"),
                 where="after",
+            ),
+            text(
+                "GracefulShutdownHandler.install",
+                "SIGINT and SIGTERM",
+                "SIGINT, SIGTERM and SIGHUP",
             ),
             statement(
                 "GracefulShutdownHandler.install",

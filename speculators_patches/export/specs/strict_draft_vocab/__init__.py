@@ -7,7 +7,7 @@ from speculators_patches.export.spec import Spec, Step
 
 SPEC = Spec(
     name="strict_draft_vocab",
-    related="#1081 (made the mappings explicit and kept the fallback)",
+    related="#1081 (merged, 2026-09-03: made mappings explicit and kept the fallback)",
     steps=(
         Step(
             slug="refuse-missing-token-freq",
@@ -22,8 +22,8 @@ SPEC = Spec(
                 """,
             fix="""
                 Raise where the mappings can't be generated, and name the file, the two ways to make
-                it, and the way to ask for the whole vocabulary. Without `--draft-vocab-size`
-                nothing changes.
+                it, and the way to ask for the whole vocabulary. Without `--draft-vocab-size` the
+                whole vocabulary is used as before, which is no reason for a warning any more.
                 """,
             risk="""
                 A launch script that passes `--draft-vocab-size` and never had frequencies now stops
@@ -37,6 +37,25 @@ SPEC = Spec(
                         "_generate_vocab_mappings",
                         Match("return", "None"),
                         code.inside("strict_draft_vocab/code_cli.py", "missing_frequencies"),
+                        where="instead",
+                    ),
+                    # What is left of the fallback's reasons.
+                    statement(
+                        "parse_vocab_mappings",
+                        Match("assign", "token_freq_path", nth=1),
+                        "",
+                        where="instead",
+                    ),
+                    statement(
+                        "parse_vocab_mappings",
+                        Match("call", "logger.warning"),
+                        "",
+                        where="instead",
+                    ),
+                    statement(
+                        "parse_vocab_mappings",
+                        Match("assign", "token_freq_path"),
+                        'logger.info("No --draft-vocab-size: using the full verifier vocab")',
                         where="instead",
                     ),
                 )

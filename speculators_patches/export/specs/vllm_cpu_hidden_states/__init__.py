@@ -43,7 +43,7 @@ SPEC = Spec(
                     expression(
                         f"{_CLASS}.__init__",
                         "dict[str, torch.cuda.Event]",
-                        "dict[\n            str, torch.cuda.Event | _CompletedCopy\n        ]",
+                        "dict[str, torch.cuda.Event | _CompletedCopy]",
                     ),
                     expression(
                         f"{_CLASS}._write_tensors", "torch.cuda.Event", "{} | _CompletedCopy"

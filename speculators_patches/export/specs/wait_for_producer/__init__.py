@@ -19,7 +19,7 @@ _LOADERS = "create_train_val_loaders"
 
 SPEC = Spec(
     name="wait_for_producer",
-    related="#969 (the circuit breaker)",
+    related="#969 (merged, 2026-08: the circuit breaker)",
     steps=(
         Step(
             slug="wait-for-vllm",
@@ -33,22 +33,27 @@ SPEC = Spec(
             fix="""
                 Where the connection itself fails (refused, reset, broken off; not a timeout and not
                 an answer with an error), the worker waits and asks again, for `--producer-wait`
-                seconds (default 900) since the last sample it got. The client is made anew each
+                seconds (default 300) since the last sample it got. The client is made anew each
                 time, so another model behind the address is noticed. After that time failures count
                 as they do now. 0 turns the waiting off.
                 """,
             risk="""
-                A wrong `--vllm-endpoint` is an error after 15 minutes instead of one, and a warning
-                each minute; under NCCL the other ranks wait in a collective meanwhile, whose own
-                time limit (10 minutes by default) may be shorter. A sample that kills the server
-                each time it is asked for is asked for until the time is over.
+                Under torchrun the other ranks wait in a collective meanwhile, and their process
+                group ends the run when its own timeout is over: 10 minutes with NCCL, which
+                `maybe_setup_distributed` does not change. The default of 5 minutes stays below
+                that, but each outage is waited for anew, so a batch that meets two may reach it;
+                who sets `--producer-wait` higher has to raise the group's timeout as well.
+
+                A wrong `--vllm-endpoint` is an error after 5 minutes, with a warning each minute. A
+                sample that kills the server each time it is asked for is asked for until the time
+                is over.
                 """,
             reproduction="reproduce.py",
             files={
                 "train/data.py": (
                     imports("import time"),
                     parameter(
-                        "ArrowDataset.__init__", "producer_wait: float = 900.0", after=_AFTER
+                        "ArrowDataset.__init__", "producer_wait: float = 300.0", after=_AFTER
                     ),
                     statement(
                         "ArrowDataset.__init__",
@@ -67,7 +72,7 @@ SPEC = Spec(
                     ),
                 ),
                 "train/dataloader.py": (
-                    parameter(_LOADERS, "producer_wait: float = 900.0", after="seed"),
+                    parameter(_LOADERS, "producer_wait: float = 300.0", after="seed"),
                     *(
                         argument(
                             _LOADERS,

@@ -53,8 +53,9 @@ def _generate_hidden_states(
 
 def field_of_the_schema():
     producer_wait: float = Field(
-        default=900.0,
+        default=300.0,
         ge=0,
         description="Seconds to wait for a vLLM that can't be reached before samples "
-        "are given up. Only applies if --on-missing=generate.",
+        "are given up. Only applies if --on-missing=generate. With several ranks, "
+        "keep it below the process group's timeout (10 minutes with NCCL).",
     )
