@@ -4,8 +4,9 @@
 
 Two gloo ranks of one thread each, upstream's drafter with the real proportions (--divide), DDP as
 upstream wraps it. At each length blocks of one trainer (the other rank waits) and of two take
-turns. The model (recipes/spread/model.py) is fitted on the shortest and the longest length and
-foretells the tokens/s of those between; the file holds the errors. Seconds are medians.
+turns, each rank under a share of a core (benchmarks/quota.py), so that two do not get less of the
+machine than one. The model (recipes/spread/model.py) is fitted on the shortest and the longest
+length and foretells the tokens/s of those between; the file holds the errors. Seconds are medians.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quota import NoQuotas, Quotas
 from recipes.spread import torchrun
 from recipes.spread.model import Rates, fit
 
@@ -67,6 +69,9 @@ def _rank(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
+    quotas = Quotas(options.cores)
+    if options.cores:
+        quotas.give("rank", [os.getpid()])
     rows = []
     for tokens in options.tokens:
         size = Size(divide=options.divide, tokens=tokens)
@@ -100,6 +105,7 @@ def _rank(options: argparse.Namespace) -> None:
         print(json.dumps({"gradient_bytes": gradient, "rows": rows}))
     dist.barrier()
     dist.destroy_process_group()
+    quotas.__exit__()
 
 
 def main() -> None:
@@ -108,6 +114,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--steps", type=int, default=4, help="in one block")
     parser.add_argument("--blocks", type=int, default=6, help="the first is not counted")
+    parser.add_argument(
+        "--cores", type=float, default=0.8, help="of each rank; 0: as much as it gets"
+    )
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     if len(options.tokens) < 3:
@@ -115,6 +124,12 @@ def main() -> None:
     if "LOCAL_RANK" in os.environ:
         return _rank(options)
     began = time.monotonic()
+    if options.cores:
+        try:
+            with Quotas(options.cores):
+                pass
+        except NoQuotas as error:
+            raise SystemExit(f"error: {error}; --cores 0 gives ranks what they get.") from None
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          "-m", __spec__.name if __spec__ else "benchmarks.scale_trainers", *sys.argv[1:]],
@@ -133,6 +148,7 @@ def main() -> None:
         "torch": version("torch"),
         "speculators": version("speculators"),
         "divide": options.divide,
+        "cores": options.cores,
         "gradient_bytes": found["gradient_bytes"],
         "seconds": round(time.monotonic() - began, 1),
         "largest_error_on_unseen": max(unseen),

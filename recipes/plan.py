@@ -89,17 +89,15 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
     ]
     if extraction.extraction_store is not None and not recipe.mooncake_master:
         train_commands.insert(0, ("master", master_command(extraction.extraction_store.master)))
-    places = ",".join([PLACE] * recipe.producers)
+    endpoints = ",".join(recipe.train_endpoints or [PLACE] * recipe.producers)
     if recipe.hidden_states == "offline":
         extract = with_environment(
-            upstream.extract_offline(
-                recipe, endpoint=recipe.train_endpoint or PLACE, data=data, output=cached
-            ),
+            upstream.extract_offline(recipe, endpoint=endpoints, data=data, output=cached),
             upstream.extraction_environment(recipe),
         )
         train_commands += [("upstream", extract), training(None)]
     else:
-        train_commands.append(training(",".join(recipe.train_endpoints) or places))
+        train_commands.append(training(endpoints))
     bench_servers = tuple(
         server(arm.server) for arm in bench_arms(recipe, drafter) if arm.server is not None
     )

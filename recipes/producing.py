@@ -45,7 +45,5 @@ def producing(ctx: Context, specs: list[ServerSpec]) -> Iterator[Endpoint]:
         if store is not None and not recipe.mooncake_master:
             host = store.master.rpartition(":")[0]
             stack.enter_context(ctx.servers.mooncake(host, recipe.mooncake_port, say))
-        endpoints = recipe.train_endpoints
-        if recipe.hidden_states == "offline":  # upstream's extraction takes one endpoint
-            specs, endpoints = specs[:1], endpoints[:1]
-        yield stack.enter_context(ctx.servers.several(specs, endpoints, watching(recipe, say)))
+        watch = watching(recipe, say)
+        yield stack.enter_context(ctx.servers.several(specs, recipe.train_endpoints, watch))

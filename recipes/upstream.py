@@ -154,17 +154,22 @@ def prepare(recipe: Recipe, *, responses: Path, output: Path) -> list[str]:
 def extract_offline(recipe: Recipe, *, endpoint: str, data: Path, output: Path) -> list[str]:
     """argv: every row's hidden states into files, so that training needs no vLLM beside it.
 
-    Each file is checked by the patch durable_extraction before it gets its name in `output`.
+    Each file is checked by the patch durable_extraction before it gets its name in `output`; the
+    patch also shares the rows between several servers.
+
+    Args:
+        endpoint: one URL, or several, separated by commas.
     """
+    urls = endpoint.split(",")
     return _patched(
         "speculators",
         [
             "generate-offline-data",
             "--preprocessed-data", str(data),
-            "--endpoint", f"{endpoint}/v1",
+            "--endpoint", ",".join(f"{url}/v1" for url in urls),
             "--model", recipe.body,
             "--output", str(output),
-            "--concurrency", "8",
+            "--concurrency", str(8 * len(urls)),
             "--request-timeout", str(recipe.request_timeout),
             "--max-retries", str(recipe.max_retries),
         ],

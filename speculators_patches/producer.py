@@ -101,14 +101,19 @@ class Producer:
             if self.is_back(why, prompt, folder, discard):
                 return
 
-    def pauses(self, why: str) -> Iterator[float]:
-        """Seconds to sleep before each look at a server that has just failed, without end."""
+    def pauses(self, why: str, *, quiet: bool = False) -> Iterator[float]:
+        """Seconds to sleep before each look at a server that has just failed, without end.
+
+        Args:
+            quiet: nobody waits for it, since others are up.
+        """
         if self._since is None:
             self._since = time.monotonic()
-            logger.warning(
-                f"no hidden states from {self.url}: {why}. {self._what} waits for it, up to "
-                f"{self.wait_s / 60:g} minutes"
-            )
+            if not quiet:
+                logger.warning(
+                    f"no hidden states from {self.url}: {why}. {self._what} waits for it, up to "
+                    f"{self.wait_s / 60:g} minutes"
+                )
         self._said = time.monotonic()
         # The first look is after a pause: what has just failed rarely answers at once.
         pause = _FIRST_PAUSE_S

@@ -5,9 +5,11 @@ them. Rows are fetched ahead, so the slowest stage alone sets the pace; on a GPU
 trainer share, their times add up. A step of several trainers is that of one, and besides the
 exchange of the gradients: a ring moves 2 (K - 1) / K of their bytes over each link. How much of
 the exchange hides behind the backward pass is not modelled: a step is never slower than said.
+Between machines gradients and hidden states share the links.
 
-Fitted and checked by `python -m benchmarks.scale_trainers` (1 and 2 trainers over gloo); its result
-file holds the error, which `plan` repeats.
+Fitted and checked by `python -m benchmarks.scale_trainers` (1 and 2 trainers over gloo) and
+`python -m benchmarks.transfer` (1 and 2 producers that feed them); their result files hold the
+errors, which `plan` repeats.
 """
 
 from __future__ import annotations
@@ -47,8 +49,11 @@ class Rates:
         """Seconds of one step of `tokens` a trainer."""
         alone = self.step_fixed_s + self.step_token_s * tokens
         link = self.exchange_bytes_s if machines == 1 else self.network_bytes_s
-        moved = 2 * (trainers - 1) / trainers * self.gradient_bytes
-        return alone + moved / link
+        return alone + self.exchanged(trainers) / link
+
+    def exchanged(self, trainers: int) -> float:
+        """Bytes of gradients that cross each link in a step, in each direction."""
+        return 2 * (trainers - 1) / trainers * self.gradient_bytes
 
 
 @dataclass(frozen=True)
@@ -77,22 +82,25 @@ def bounds(rates: Rates, placement: Placement, tokens: int) -> list[Bound]:
             produced = (producers - shared) * rates.producer_tokens_s + shared * both
         found.append(Bound("producers", produced))
     if placement.is_spread and placement.crossing and not placement.offline:
-        found.append(Bound("network", _network(rates, placement)))
+        found.append(Bound("network", _network(rates, placement, tokens)))
     if rates.disk_bytes_s is not None:
         found.append(Bound("disk", rates.disk_bytes_s / (2 * rates.token_bytes)))
     return sorted(found, key=lambda one: one.tokens_s)
 
 
-def _network(rates: Rates, placement: Placement) -> float:
-    """Tokens/s at which the first machine's link is full, in one direction."""
+def _network(rates: Rates, placement: Placement, tokens: int) -> float:
+    """Tokens/s at which the busiest machine's link is full, in one direction."""
     trainers = sum(host.trainers for host in placement.hosts)
     producers = sum(len(host.producers) for host in placement.hosts)
+    # A ring of gradients enters and leaves each machine that trains once.
+    ring = rates.exchanged(trainers) if len(placement.trainer_hosts) > 1 else 0.0
     busiest = 0.0  # bytes over one link for each token of the run
     for host in placement.hosts:
         consumes, produces = host.trainers / trainers, len(host.producers) / producers
         into, out = consumes * (1 - produces), produces * (1 - consumes)
-        busiest = max(busiest, into, out)
-    return rates.network_bytes_s / (busiest * rates.token_bytes)
+        gradients = ring / (trainers * tokens) if host.trainers else 0.0
+        busiest = max(busiest, gradients + max(into, out) * rates.token_bytes)
+    return rates.network_bytes_s / busiest
 
 
 def fit(rows: Sequence[tuple[int, int, float]], gradient_bytes: float, start: Rates) -> Rates:
@@ -113,7 +121,31 @@ def fit(rows: Sequence[tuple[int, int, float]], gradient_bytes: float, start: Ra
     fixed = max(0.0, mean_s - slope * mean_n)
     known = replace(start, step_fixed_s=fixed, step_token_s=slope, gradient_bytes=gradient_bytes)
     several = [(k, n, seconds) for k, n, seconds in rows if k > 1]
-    moved = sum(2 * (k - 1) / k * gradient_bytes for k, _, _ in several)
+    moved = sum(known.exchanged(k) for k, _, _ in several)
     extra = sum(seconds - known.step_s(n) for _, n, seconds in several)
     # Cores that are shared can hide the exchange altogether.
     return replace(known, exchange_bytes_s=moved / max(extra, 1e-9))
+
+
+def of_parts(
+    tokens: int, alone_s: float, two_s: float, gradient_bytes: float, producer_tokens_s: float
+) -> Rates:
+    """Rates for one length, from the parts of a pipeline measured by themselves on one machine.
+
+    Args:
+        tokens: of a trainer's step.
+        alone_s: seconds of it with one trainer.
+        two_s: with two.
+        gradient_bytes: as in `Rates`.
+        producer_tokens_s: of one producer whose samples are read and not trained on.
+    """
+    return Rates(
+        step_fixed_s=0.0,
+        step_token_s=alone_s / tokens,
+        gradient_bytes=gradient_bytes,
+        exchange_bytes_s=gradient_bytes / max(two_s - alone_s, 1e-9),
+        # Nothing crosses a link between machines here, and files stay in memory.
+        network_bytes_s=float("inf"),
+        token_bytes=0.0,
+        producer_tokens_s=producer_tokens_s,
+    )

@@ -25,7 +25,12 @@ EXCHANGE_BYTES_S = 50e9
 OUTLOOK_GPUS = (1, 8, 64)
 # For an outlook where the producers' rate is not known.
 ASSUMED_PRODUCER_TOKENS_S = (5_000.0, 20_000.0)
-MODEL_CHECK = Path(__file__).parents[2] / "benchmarks" / "results" / "scale_trainers.json"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+# What was measured, by whom, and what the model was off by there.
+CHECKS = {
+    "trainers": (RESULTS / "scale_trainers.json", "1 and 2 gloo ranks"),
+    "producers": (RESULTS / "transfer.json", "1 and 2, read from or with 1 and 2 trainers"),
+}
 
 
 def is_several(recipe: Recipe) -> bool:
@@ -216,16 +221,17 @@ def best(recipe: Recipe, given: Rates, gpus: int) -> tuple[Placement, list[Bound
 
 def checked() -> str:
     """How far the model was off where it was checked."""
-    try:
-        found = json.loads(MODEL_CHECK.read_text("utf-8"))
-    except (OSError, ValueError):
-        return "the model was not checked"
-    error = 100 * found["largest_error_on_unseen"]
-    return (
-        f"the model's trainers were off by at most {error:.0f} % where they were checked "
-        "(1 and 2 gloo ranks on a CPU, benchmarks/results/scale_trainers.json); on a GPU they "
-        "were not"
-    )
+    parts = []
+    for what, (path, where) in CHECKS.items():
+        try:
+            error = json.loads(path.read_text("utf-8"))["largest_error_on_unseen"]
+        except (OSError, ValueError, KeyError):
+            parts.append(f"{what} were not checked")
+            continue
+        parts.append(
+            f"{what} by at most {100 * error:.0f} % ({where}, benchmarks/results/{path.name})"
+        )
+    return f"the model was off on a CPU: {'; '.join(parts)}; on a GPU it was not checked"
 
 
 def _pace(bound: Bound) -> str:

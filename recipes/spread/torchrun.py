@@ -56,7 +56,8 @@ def wrapped(recipe: Recipe, command: Sequence[str], number: int = 0) -> list[str
 def _meeting(recipe: Recipe, placement: Placement, number: int) -> list[str]:
     hosts = placement.trainer_hosts
     if len(hosts) == 1:
-        return ["--standalone"]
+        # Not the machine's own name, which need not resolve: the ranks would look for it in vain.
+        return ["--standalone", "--local-addr", "127.0.0.1"]
     leader = placement.hosts[0].name
     settings = f"is_host={int(number == 0)},join_timeout={_JOIN_TIMEOUT_S}"
     return [

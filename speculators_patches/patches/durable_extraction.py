@@ -10,6 +10,9 @@ Here a request that failed is asked again once the server answers and has room, 
 one that cannot be read any more is made again. A sample at fault (refused, or failed three times by
 itself) is left out and named; more than SPECULATORS_PATCHES_MAX_LOST_SHARE (0.02) of them, or a
 server that stays away, are one sentence and exit code 1. The same command goes on.
+
+`--endpoint` also takes several addresses, separated by commas: each request goes to the server with
+the least to do, and one that failed is out until it answers (`extraction_servers`).
 """
 
 from __future__ import annotations
@@ -81,46 +84,28 @@ class SampleAtFault(Exception):
 
 
 class _Run:
-    """One call of the command: the server it depends on, and who waits for it.
+    """One call of the command, and the servers that it depends on.
 
     Args:
-        producer: of `speculators_patches.producer`.
+        servers: an `extraction_servers.Servers`.
     """
 
-    def __init__(self, producer: Any) -> None:
-        self.producer = producer
+    def __init__(self, servers: Any) -> None:
+        self.servers = servers
         self.tries = patience.tries()
         self.share = setting("SPECULATORS_PATCHES_MAX_LOST_SHARE", 0.02, 0.0, 1.0)
-        self.folder: Path | None = None  # where the server leaves its files
+        self.folder: Path | None = None  # where the servers leave their files
         self.skipped: Sequence[int] = ()  # upstream's list
-        self.recoveries = 0
         self.alone = asyncio.Lock()  # one suspect at a time
-        self._waiting = asyncio.Lock()
 
-    async def problem(self, prompt: Sequence[int]) -> str | None:
+    async def problem(self, server: Any, prompt: Sequence[int]) -> str | None:
         """Why the server cannot be asked now; None if it has just answered."""
-        found: str | None = await asyncio.to_thread(self.producer.problem, prompt, _discard)
+        found: str | None = await asyncio.to_thread(server.producer.problem, prompt, _discard)
         return found
 
-    async def wait(self, recoveries: int, why: str, prompt: Sequence[int]) -> None:
-        """Returns when the server answers; one task looks, the others wait for what it finds.
-
-        Args:
-            recoveries: how many there had been when the request was sent.
-
-        Raises:
-            Gone: it does not come back.
-        """
-        async with self._waiting:
-            if self.recoveries != recoveries:
-                return
-            for pause in self.producer.pauses(why):
-                await asyncio.sleep(pause)
-                if await asyncio.to_thread(
-                    self.producer.is_back, why, prompt, self.folder, _discard
-                ):
-                    self.recoveries += 1
-                    return
+    async def away(self, server: Any, recoveries: int, why: str, prompt: Sequence[int]) -> None:
+        """See `Servers.away`."""
+        await self.servers.away(server, recoveries, why, prompt, self.folder, _discard)
 
 
 _run: _Run | None = None
@@ -138,29 +123,33 @@ async def ask(client: Any, model: str, item: Mapping[str, Any], **options: Any) 
         return await _ask(client, model, item, **options)
     tokens, strikes = list(item["input_ids"]), 0
     while True:
-        recoveries = run.recoveries
+        server = run.servers.free()
+        recoveries = server.recoveries
+        there = client.with_options(base_url=server.url)
         try:
             async with run.alone if strikes else contextlib.nullcontext():
-                answer = await _ask(client, model, item, **options | {"max_retries": 0})
-                path = Path(answer[0] if isinstance(answer, tuple) else answer)
-                run.folder = path.parent
-                limit = options.get("timeout") or 120.0
-                run.producer.answered(await asyncio.to_thread(_sound, path, tokens, limit))
+                with server.asked():
+                    answer = await _ask(there, model, item, **options | {"max_retries": 0})
+                    path = Path(answer[0] if isinstance(answer, tuple) else answer)
+                    run.folder = path.parent
+                    limit = options.get("timeout") or 120.0
+                    sample = await asyncio.to_thread(_sound, path, tokens, limit)
+                server.producer.answered(sample)
                 return answer
         except TimeoutError as error:  # upstream's own, around the request
             whose, why = "struck", f"no answer in time ({type(error).__name__})"
         except Exception as error:  # noqa: BLE001  (`blame` sorts them)
             whose, why = blame(error)
-        if whose == "refused" and await run.problem(tokens[:4]) is not None:
+        if whose == "refused" and await run.problem(server, tokens[:4]) is not None:
             whose = "away"  # it refuses anything: another program may have its port
-        full = run.producer.has_no_room(tokens, run.folder)
+        full = server.producer.has_no_room(tokens, run.folder)
         strikes += whose in ("struck", "other") and not full
         if whose == "refused" or strikes >= run.tries:
-            run.producer.not_to_blame()
+            server.producer.not_to_blame()
             times = "" if whose == "refused" else f" {strikes} times"
             raise SampleAtFault(f"its own request failed{times}: {why}")
         if whose != "other" or full:
-            await run.wait(recoveries, why, tokens)
+            await run.away(server, recoveries, why, tokens)
 
 
 def _sound(path: Path, tokens: list[int], limit: float) -> dict[str, Any]:
@@ -218,27 +207,27 @@ async def extract(**options: Any) -> None:
         SystemExit: one sentence, where the server stays away or too many samples are at fault.
     """
     global _run
-    from speculators_patches.producer import Gone, Producer
+    from speculators_patches.extraction_servers import Servers
+    from speculators_patches.producer import Gone
+    from speculators_patches.several import addresses
 
     folder = Path(options["output"] or Path(options["preprocessed_data"]) / "hidden_states")
     try:
-        producer = Producer(
-            options["endpoint"], patience.wait_s(), what="Extraction", goes_on="with what is left"
-        )
-        _run = _Run(producer)
+        _run = _Run(Servers(addresses(options["endpoint"]), patience.wait_s()))
         _remove_unreadable(folder)
         while True:
+            server = _run.servers.free()
             try:
-                await _extract(**options)
+                await _extract(**options | {"endpoint": server.url})
                 break
             except RunStopped:
                 raise
             except Exception as error:
                 # Samples never raise here; the name of the model could not be had.
-                recoveries, (_, why) = _run.recoveries, blame(error)
-                if await _run.problem(_PROBE) is None:
+                recoveries, (_, why) = server.recoveries, blame(error)
+                if await _run.problem(server, _PROBE) is None:
                     raise
-                await _run.wait(recoveries, why, _PROBE)
+                await _run.away(server, recoveries, why, _PROBE)
         _judge(_run, folder)
     except (RunStopped, Gone) as stop:
         raise SystemExit(f"speculators_patches: extraction stopped: {stop}") from None

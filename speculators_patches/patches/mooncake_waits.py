@@ -3,7 +3,8 @@
 Upstream's reader gives a sample up when Mooncake's master does not answer for a moment, when the
 producer that held it was killed, and 120 s after a full store kept its producer from storing it:
 three quick tries, and training goes on without it. A reader that starts while the master is away
-holds Python's lock for 90 s, deaf to Ctrl+C.
+holds Python's lock for 90 s, deaf to Ctrl+C; on a machine whose own name does not resolve none
+starts at all.
 
 Here a reader waits while the master is away or the store has no room, as long as for a producer
 (`wait_for_producer`, --producer-wait-minutes); then the run stops with one sentence and a
@@ -18,6 +19,7 @@ their answers who they are; with upstream's own connector a lost sample is notic
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +30,7 @@ from speculators_patches.mooncake_client import local_address
 from speculators_patches.registry import Patch, Target
 from speculators_patches.store_wait import Calls, Patience, Status, StoreAway, wait_until_stored
 
+_MADE = "hs_connectors.transfer:MooncakeBackend.from_train_args"
 _SETUP = "hs_connectors.transfer:MooncakeTransfer.setup"
 _GET = "hs_connectors.transfer:MooncakeTransfer.get_generated"
 _DELETE = "hs_connectors.transfer:MooncakeTransfer.delete"
@@ -38,6 +41,11 @@ PATCH = Patch(
     "samples out; a start without a master hangs for 90 s, deaf to signals.",
     needed=SpecifierSet(">=0.9.0"),
     targets=(
+        Target(
+            "hs_connectors.transfer",
+            "MooncakeBackend.from_train_args",
+            fingerprints={"==0.9.0": "85f539623736105e"},
+        ),
         Target(
             "hs_connectors.transfer",
             "MooncakeTransfer.setup",
@@ -81,10 +89,24 @@ _ALIVE = "producer"  # of recipes.mooncake_hidden_states
 
 logger = logging.getLogger("speculators")
 
+_HOST = "MOONCAKE_LOCAL_HOSTNAME"
+
+_made: Any = None
 _setup: Any = None
 _get_generated: Any = None
 _delete: Any = None
 _calls = Calls()
+
+
+def from_train_args(args: Any, data_path: str) -> Any:
+    """Upstream's, without a look for this machine's own name: `setup` finds the address."""
+    if os.environ.get(_HOST):
+        return _made(args, data_path)
+    os.environ[_HOST] = "127.0.0.1"
+    try:
+        return _made(args, data_path)
+    finally:
+        del os.environ[_HOST]
 
 
 def setup(self: Any) -> None:
@@ -169,6 +191,7 @@ def _is_lost(error: Exception) -> bool:
 
 def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:
     """See `registry`."""
-    global _setup, _get_generated, _delete
-    _setup, _get_generated, _delete = originals[_SETUP], originals[_GET], originals[_DELETE]
-    return {_SETUP: setup, _GET: get_generated, _DELETE: delete}
+    global _made, _setup, _get_generated, _delete
+    _made, _setup = originals[_MADE], originals[_SETUP]
+    _get_generated, _delete = originals[_GET], originals[_DELETE]
+    return {_MADE: from_train_args, _SETUP: setup, _GET: get_generated, _DELETE: delete}

@@ -27,7 +27,8 @@ from speculators_patches.registry import Patch, Target
 if TYPE_CHECKING:
     import torch
 
-_LOAD = "speculators.model:DraftVocabMixin.load_verifier_weights"
+# Below `load_verifier_weights`, which DFlash and its like override without calling the base class.
+_LOAD = "speculators.model:DraftVocabMixin._load_verifier_weights"
 
 PATCH = Patch(
     name="softcap_targets",
@@ -37,8 +38,8 @@ PATCH = Patch(
     targets=(
         Target(
             "speculators.model",
-            "DraftVocabMixin.load_verifier_weights",
-            fingerprints={">=0.8.1,<0.9.1": "1d7670ffb29ef7cf"},
+            "DraftVocabMixin._load_verifier_weights",
+            fingerprints={">=0.8.1,<0.9.1": "5b39166cfa943160"},
         ),
         # Where the targets come from: verifier_lm_head(verifier_norm(last hidden states)).
         Target(
@@ -106,9 +107,9 @@ def set_cap(head: Any, cap: float | None) -> None:
         head.final_logit_softcapping_hook = head.register_forward_hook(cap_logits)
 
 
-def load_verifier_weights(self: Any) -> None:
+def load_verifier_weights(self: Any, **overwrite: bool) -> None:
     """Upstream's, then the cap of the verifier that the weights came from."""
-    _load_verifier_weights(self)
+    _load_verifier_weights(self, **overwrite)
     known = getattr(getattr(self, "config", None), "speculators_config", None)
     name = getattr(getattr(known, "verifier", None), "name_or_path", None)
     head = getattr(self, "verifier_lm_head", None)

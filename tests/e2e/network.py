@@ -75,9 +75,10 @@ class Network:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
     def start(self, host: str, role: str, settings: Mapping[str, Any]) -> Host:
-        """Runs tests.e2e.network_host there."""
-        enter = ["ip", "netns", "exec", self._space(host)]
-        started = Host([*enter, sys.executable, "-m", "tests.e2e.network_host", role], settings)
+        """Runs tests.e2e.network_host there, on a host of that name, which nobody can look up."""
+        enter = ["ip", "netns", "exec", self._space(host), "unshare", "--uts", "sh", "-c"]
+        named = ['hostname "$0" && exec "$@"', host, sys.executable]
+        started = Host([*enter, *named, "-m", "tests.e2e.network_host", role], settings)
         self._started.append(started)
         return started
 

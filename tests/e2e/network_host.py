@@ -1,4 +1,4 @@
-"""A host of `network`: a watched producer, a watched Mooncake master, or a trainer.
+"""A host of `network`: a watched producer, a watched Mooncake master, or two trainers.
 
 python -m tests.e2e.network_host ROLE          # one line of JSON in, one out, until it ends
 """
@@ -17,12 +17,12 @@ from typing import Any
 from recipes.servers import ServerPool
 from recipes.vllm.mooncake import Store
 from recipes.vllm.mooncake_master import Master
-from recipes.vllm.process import shared_pool
 from recipes.vllm.progress import Limits
 from recipes.vllm.watch import Watch
 from recipes.vllm_server import Endpoint, ServerSpec
 from tests.e2e import tiny_body
-from tests.e2e.watched_training import Place, Producer, Training
+from tests.e2e.ranks_training import Ranks
+from tests.e2e.watched_training import Place, Producer
 
 # Three hosts on one machine are slow, which is no fault; one that was killed is seen at once.
 LIMITS = Limits(poll_s=0.25, quiet_s=20.0, stall_s=120.0, silent_s=120.0, restart_s=300.0)
@@ -70,27 +70,37 @@ def master(given: dict[str, Any], stack: ExitStack) -> _Do:
 
     return {
         "address": lambda: {"master": found.address},
-        "look": lambda: {"restarts": len(found.restarts), "keys": found.keys()},
+        "look": lambda: {"restarts": len(found.restarts)},
         "kill": kill,
     }
 
 
-def trainer(given: dict[str, Any], stack: ExitStack) -> _Do:
-    """Upstream's trainer, told of the producers' `urls`; begins at once."""
+def trainers(given: dict[str, Any], stack: ExitStack) -> _Do:
+    """Upstream's trainer on two gloo ranks, told of the producers' `urls`; begins at once."""
     place = Place.__new__(Place)
     place.folder = Path(given["folder"])
-    place.pool = shared_pool(place.folder)
     place.body, place.data = Path(given["body"]), Path(given["data"])
     endpoints = tuple(Endpoint(url, given["body"]) for url in given["urls"])
-    run = Training(place, "run", endpoints, tuple(given["flags"]), Store(given["master"]))
+    run = Ranks(place, "run", endpoints, tuple(given["flags"]), Store(given["master"]))
+    stack.callback(run.stop)
     run.start()
     assert run.process is not None
     process = run.process
 
     def look() -> dict[str, Any]:
-        return {"running": process.poll() is None, "code": process.poll(), "said": run.said()}
+        return {"running": process.poll() is None, "commits": run.commits()}
 
-    return {"look": look, "drafter": lambda: {"drafter": run.drafter()}}
+    def end() -> dict[str, Any]:
+        return {
+            "code": process.poll(), "said": run.said(), "restarts": run.restarts(),
+            "drafter": run.drafter() if process.poll() == 0 else "",
+        }  # fmt: skip
+
+    def kill() -> dict[str, Any]:
+        run.kill_rank(1)
+        return {}
+
+    return {"look": look, "kill": kill, "end": end}
 
 
 def _say(sentence: str) -> None:
@@ -103,7 +113,7 @@ def _lines() -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    role = {"producer": producer, "master": master, "trainer": trainer}[sys.argv[1]]
+    role = {"producer": producer, "master": master, "trainers": trainers}[sys.argv[1]]
     lines = _lines()
     with ExitStack() as stack:
         known = role(next(lines), stack)

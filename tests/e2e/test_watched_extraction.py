@@ -120,6 +120,26 @@ def test_a_server_that_fails_while_hidden_states_are_extracted(
     assert run.drafter() == undisturbed.drafter()
 
 
+def test_one_of_two_servers_is_killed_while_both_extract(
+    place: Place, data: Path, undisturbed: Run
+) -> None:
+    run = Run(place, data, place.folder / "two")
+    prompts = []
+
+    def kill_the_second(pool: ServerPool) -> None:
+        for name in ("extraction", "extraction-2"):
+            prompts.append(pool._running[name].counters().prompt_tokens)
+        for pid in pool._running["extraction-2"].pids():
+            os.kill(pid, signal.SIGKILL)
+
+    run.train(kill_the_second, producers="2")
+    assert min(prompts) >= 5 * tiny_body.ROW  # both worked
+    assert "It is out until it answers" in run.said()
+    assert "left out" not in run.said()
+    assert run.run.manifest("extract")["missing"] == 0
+    assert run.drafter() == undisturbed.drafter()
+
+
 def test_extraction_killed_goes_on_and_belongs_to_its_layers(
     place: Place, data: Path, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from recipes.servers import ServerPool
 from recipes.vllm.mooncake import Store
-from recipes.vllm.process import PooledProcess, WarmPool, shared_pool
+from recipes.vllm.process import ServerProcess, WarmPool, shared_pool
 from recipes.vllm.progress import Limits
 from recipes.vllm.watch import Watch, Watcher
 from recipes.vllm_server import Endpoint, Server, ServerSpec
@@ -27,11 +27,11 @@ PATIENCE_S = 240  # only bounds a test that fails
 class Place:
     """A body, rows for it, and a pool of warm processes; made once for several tests."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rows: int = ROWS) -> None:
         self.folder = folder
         self.pool: WarmPool = shared_pool(folder)
         self.body = tiny_body.body(folder / "body")
-        self.data = tiny_body.rows(folder / "data", ROWS)
+        self.data = tiny_body.rows(folder / "data", rows)
 
     @contextmanager
     def producer(
@@ -112,7 +112,7 @@ class Training:
             "--vllm-endpoint", urls, "--request-timeout", "60",
             *(store.trainer_flags() if store else ()), *flags,
         ]  # fmt: skip
-        self.process: PooledProcess | None = None
+        self.process: ServerProcess | None = None
 
     def start(self) -> None:
         environment = {"COLUMNS": "1000", "PYTHONUNBUFFERED": "1"}
@@ -148,6 +148,10 @@ class Training:
 
     def said(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def steps(self) -> int:
+        """Training steps that it has logged."""
+        return self.said().count("train/loss=")
 
     def drafter(self) -> str:
         """SHA-256 of the weights that came out."""

@@ -21,7 +21,7 @@ def test_a_server_that_is_gone_costs_no_sample(
     version: str, laid_out: Callable[[str], Path], tmp_path: Path
 ) -> None:
     laid_out(version)
-    unpatched, patched = running.last_json(
+    unpatched, patched, several = running.last_json(
         running.python(version, "-m", "tests.faults.probes.durable_extraction", tmp_path)
     )
     assert unpatched["sound"]["right"] == patched["sound"]["right"] == ALL
@@ -50,3 +50,13 @@ def test_a_server_that_is_gone_costs_no_sample(
     assert "run the same command again: it goes on with what is left" in patched["gone"]["said"]
     for name in ("refused_again", "gone_again"):
         assert (patched[name]["code"], patched[name]["right"]) == (0, ALL), name
+
+    # ---- two servers ----
+    for name in ("both_up", "one_away", "first_down", "one_gone"):
+        found = several[name]
+        assert (found["code"], found["right"], found["wrong"]) == (0, ALL, []), (name, found)
+    assert min(several["both_up"]["asked"]) >= 3  # of ten rows
+    assert several["first_down"]["asked"][0] == 0
+    assert several["both_gone"]["code"] == 1
+    assert "nothing accepts connections there" in several["both_gone"]["said"]
+    assert "it goes on with what is left" in several["both_gone"]["said"]

@@ -26,6 +26,7 @@ def test_a_sample_is_waited_for_or_asked_again(
     )  # fmt: skip
     assert unpatched["sound"][0] == "sample"
     assert unpatched["killed"][0].startswith("unavailable True")
+    assert (unpatched["nameless"], found.pop("nameless")) == ("gaierror", "made")
 
     asked = {name: found[name][1] for name in found if name not in ("left", "restarts")}
     said = found.pop("said")

@@ -32,6 +32,16 @@ def test_targets_are_what_the_verifier_serves(
     assert all(seen[name]["largest_logit"] <= 5 for name in ("gemma2", "gemma4", "nested"))
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_drafter_kind_is_taught_capped_logits(
+    version: str, probe: Callable[[str, str], Any]
+) -> None:
+    """DFlash loads the verifier's weights in a way of its own."""
+    for kind, largest in probe("softcap_kinds", version).items():
+        assert largest["unpatched"] > 4, kind
+        assert largest["patched"] <= 2, kind
+
+
 def head(cap: float | None) -> torch.nn.Linear:
     made = torch.nn.Linear(4, 6, bias=False)
     softcap_targets.set_cap(made, cap)

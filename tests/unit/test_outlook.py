@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import scale_trainers
+from benchmarks import scale_trainers, transfer, transfer_arms
 from recipes.config import ConfigError, resolve
 from recipes.spread import outlook, refusals
-from recipes.spread.model import Rates, bounds, fit
+from recipes.spread.model import Rates, bounds, fit, of_parts
 from recipes.spread.placement import place
 
 RATES = Rates(0.0, 1e-4, 4e8, 50e9, 1.25e9, 22_528, producer_tokens_s=5000.0)
@@ -55,6 +55,9 @@ def test_half_of_the_rows_stay_at_home_where_both_machines_do_both() -> None:
     both = ("hosts=a,b", "trainers=2", "producers=2", "host_gpus=1")
     slow = replace(RATES, network_bytes_s=22_528e3, gradient_bytes=0.0)
     assert first(slow, *both) == ("network", pytest.approx(4000))
+    # Gradients cross the same links: here as many bytes a step as hidden states.
+    shared = replace(slow, gradient_bytes=22_528.0 * 2048)
+    assert first(shared, *both) == ("network", pytest.approx(2000))
 
 
 def test_the_exchange_of_gradients_is_what_a_ring_moves() -> None:
@@ -110,8 +113,37 @@ def test_the_stated_error_is_that_of_the_measured_rows(tmp_path: Path) -> None:
     unseen = [abs(row["error"]) for row in rows if not row["fitted"]]
     assert {row["trainers"] for row in rows if not row["fitted"]} == {1, 2}
     assert max(unseen) == pytest.approx(found["largest_error_on_unseen"])
-    stated = f"at most {100 * found['largest_error_on_unseen']:.0f} %"
+    stated = f"trainers by at most {100 * found['largest_error_on_unseen']:.0f} %"
     assert any(stated in line for line in said(tmp_path, "trainers=2"))
+
+
+def test_the_stated_error_of_whole_pipelines_is_that_of_the_measured_arms(tmp_path: Path) -> None:
+    found = json.loads(transfer.RESULT.read_text("utf-8"))
+    told = transfer_arms.predictions(
+        found["arms"], found["settings"]["tokens"], found["gradient_bytes"]
+    )
+    assert found["model"] == told
+    assert len([row for row in told if not row["fitted"]]) == 10
+    error = transfer_arms.largest_error(told)
+    assert error == pytest.approx(found["largest_error_on_unseen"])
+    stated = f"producers by at most {100 * error:.0f} %"
+    assert any(stated in line for line in said(tmp_path, "producers=2"))
+
+
+@given(
+    alone=st.floats(0.01, 1), more=st.floats(0, 1), producer=st.floats(10, 1e4),
+    producers=st.sampled_from([1, 2, 3]), trainers=st.sampled_from([1, 2]),
+)  # fmt: skip
+def test_parts_that_were_measured_alone_make_the_whole(
+    alone: float, more: float, producer: float, producers: int, trainers: int
+) -> None:
+    rates = of_parts(100, alone, alone + more, 4e8, producer)
+    placement = place(
+        recipe(f"producers={producers}", f"trainers={trainers}", "host_gpus=5")
+    )  # fmt: skip
+    pace = bounds(rates, placement, 100)[0].tokens_s
+    step = alone if trainers == 1 else alone + more
+    assert pace == pytest.approx(min(producers * producer, trainers * 100 / step), rel=1e-6)
 
 
 # ---- what is printed ----

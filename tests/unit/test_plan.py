@@ -67,6 +67,21 @@ def test_without_an_accelerator_the_loss_and_attention_are_the_cpu_ones(tmp_path
     assert after(argv, "--draft-attn-impl") == "sdpa"
 
 
+@pytest.mark.parametrize(
+    ("setting", "endpoints"),
+    [
+        ("producers=2", "http://127.0.0.1:PORT/v1,http://127.0.0.1:PORT/v1"),
+        ("train_endpoint=http://a:1,http://b:2", "http://a:1/v1,http://b:2/v1"),
+    ],
+)
+def test_extraction_into_files_is_shared_by_all_producers(tmp_path, setting, endpoints):
+    recipe, _ = resolve("h100", None, ["hidden_states=offline", setting])
+    *servers, (_, extract), _ = plan.make_plan(recipe, RunFolder(tmp_path), "h100")[2].commands
+    assert [kind in ("server", "your server") for kind, _ in servers] == [True, True]
+    assert after(extract, "--endpoint") == endpoints
+    assert after(extract, "--concurrency") == "16"
+
+
 @pytest.mark.parametrize("accelerator", [True, False])
 def test_the_loss_that_is_exact_when_resumed_is_taken_unless_asked(accelerator):
     recipe, _ = resolve("h100")

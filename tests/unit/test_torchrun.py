@@ -37,6 +37,7 @@ def test_several_on_one_machine_are_one_torchrun(tmp_path) -> None:
     argv = train(tmp_path, "trainers=4", "max_restarts=7", "fsdp=true")
     found = parsed(argv)
     assert (found.nproc_per_node, found.standalone, found.max_restarts) == ("4", True, 7)
+    assert found.local_addr == "127.0.0.1"
     assert (found.module, found.training_script) == (True, "speculators_patches")
     assert found.training_script_args[:4] == ["run", "--module", "speculators.train", "--"]
     assert "--fsdp-shard" in argv

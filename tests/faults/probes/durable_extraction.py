@@ -75,7 +75,9 @@ SCENARIOS: dict[str, _Act] = {
 TOLERATED = {"refused", "kills", "always_nan"}
 
 
-def command(server: ScriptedProducer, data: Path, out: Path, **options: Any) -> tuple[int, str]:
+def command(
+    server: ScriptedProducer, data: Path, out: Path, *others: ScriptedProducer, **options: Any
+) -> tuple[int, str]:
     """(exit code, what it printed at its end) of one call."""
     from speculators.cli.generate_offline_data import generate_offline_data
 
@@ -84,7 +86,8 @@ def command(server: ScriptedProducer, data: Path, out: Path, **options: Any) -> 
     with contextlib.redirect_stderr(said):
         try:
             generate_offline_data(
-                endpoint=server.url, preprocessed_data=str(data), output=str(out), concurrency=2,
+                endpoint=",".join(one.url for one in (server, *others)),
+                preprocessed_data=str(data), output=str(out), concurrency=2,
                 request_timeout=2.0, max_retries=0, **options,
             )  # fmt: skip
         except SystemExit as end:
@@ -138,6 +141,46 @@ def play(folder: Path, data: Path, prompts: _Prompts) -> dict[str, Any]:
     return answer
 
 
+def one_away(one: ScriptedProducer, two: ScriptedProducer, prompts: _Prompts) -> None:
+    """Whichever is asked for the row dies, and is back a second later."""
+    for server in (one, two):
+        away(server, prompts, Path())
+
+
+def both(one: ScriptedProducer, two: ScriptedProducer, prompts: _Prompts) -> None:
+    for server in (one, two):
+        gone(server, prompts, Path())
+        server.stop_at(prompts[BAD + 1])
+
+
+SEVERAL: dict[str, Callable[[ScriptedProducer, ScriptedProducer, _Prompts], None]] = {
+    "both_up": lambda one, two, prompts: None,
+    "one_away": one_away,
+    "first_down": lambda one, two, prompts: one.down(),
+    "one_gone": lambda one, two, prompts: two.down(),
+    "both_gone": both,
+}
+
+
+def play_several(folder: Path, data: Path, prompts: _Prompts) -> dict[str, Any]:
+    """The same with two servers."""
+    answer: dict[str, Any] = {}
+    for name, act in SEVERAL.items():
+        out, folders = folder / f"{name}-out", [folder / f"{name}-{number}" for number in (1, 2)]
+        for states_folder in folders:  # each numbers its files from 0
+            states_folder.mkdir()
+        one, two = (ScriptedProducer(states_folder) for states_folder in folders)
+        act(one, two, prompts)
+        if name.endswith("gone"):
+            os.environ["SPECULATORS_PATCHES_PRODUCER_WAIT_MINUTES"] = "0.03"
+        code, said = command(one, data, out, two)
+        os.environ.pop("SPECULATORS_PATCHES_PRODUCER_WAIT_MINUTES", None)
+        rows = [[p for p in server.asked if p in prompts] for server in (one, two)]
+        answer[name] = {"code": code, "said": said, "asked": [len(set(some)) for some in rows]}
+        answer[name] |= look(out, prompts)
+    return answer
+
+
 def main() -> None:
     from datasets import Dataset
 
@@ -153,6 +196,7 @@ def main() -> None:
         if name == "patched":
             apply(only=["durable_extraction"])
         found.append(play(folder / name, data, prompts))
+    found.append(play_several(folder / "patched", data, prompts))
     print(json.dumps(found), flush=True)
     assert threading.current_thread() is threading.main_thread()
     os._exit(0)  # timers and server threads have nothing left to say

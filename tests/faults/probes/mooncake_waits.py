@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -87,6 +88,24 @@ def planned(*manners: str) -> Callable[[StoringProducer, tuple[int, ...]], None]
     return lambda server, prompt: server.plan.update({prompt: list(manners)})
 
 
+def nameless(make: Callable[[], Any]) -> str:
+    """What comes of it on a machine whose own name does not resolve."""
+
+    def unknown(name: str) -> str:
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    real, told = socket.gethostbyname, os.environ.pop("MOONCAKE_LOCAL_HOSTNAME")
+    socket.gethostbyname = unknown
+    try:
+        make()
+    except OSError as error:
+        return type(error).__name__
+    finally:
+        left = os.environ.get("MOONCAKE_LOCAL_HOSTNAME")
+        socket.gethostbyname, os.environ["MOONCAKE_LOCAL_HOSTNAME"] = real, told
+    return "made" if left is None else f"made, and told {left}"
+
+
 SCENARIOS: dict[str, Callable[[StoringProducer, tuple[int, ...]], None]] = {
     "sound": planned(""),
     "killed": planned("killed", ""),
@@ -132,6 +151,7 @@ def play(folder: Path, names: list[str]) -> dict[str, Any]:
                 found = show(dataset, index, prompts[index])
                 seconds = time.monotonic() - began
                 answer[name] = [found, server.asked.count(prompts[index]), seconds]
+        answer["nameless"] = nameless(lambda: backend.from_train_args(args, ""))
         answer["restarts"] = len(master.restarts)
         answer["left"] = [key for key in set(master.keys()) if not key.startswith("producer-")]
     return answer
