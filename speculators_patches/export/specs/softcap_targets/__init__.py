@@ -24,8 +24,9 @@ SPEC = Spec(
             fix="""
                 When the verifier's weights are loaded, `verifier_lm_head` gets a forward hook that
                 caps what it returns, if the verifier's config (its `text_config` included) has a
-                cap. Every drafter makes its targets with that head. A hook and not another module:
-                state dicts, FSDP and `torch.compile` see what they saw. The drafter's own head is
+                cap. Every drafter makes its targets with that head, and every way of loading it passes
+                through `_load_verifier_weights`, DFlash's own included. A hook and not another
+                module: state dicts, FSDP and `torch.compile` see what they saw. The drafter's own head is
                 not capped, as vLLM serves it without.
                 """,
             risk="""
@@ -43,8 +44,8 @@ SPEC = Spec(
                         after=f"{_CLASS}.load_verifier_weights",
                     ),
                     statement(
-                        f"{_CLASS}.load_verifier_weights",
-                        Match("call", "self._load_verifier_weights"),
+                        f"{_CLASS}._load_verifier_weights",
+                        Match("call", "self.verifier_lm_head.load_state_dict"),
                         "self._cap_targets()",
                         where="after",
                     ),
