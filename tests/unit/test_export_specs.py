@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from speculators_patches import patches
-from speculators_patches.export import code, scratch, spec
+from speculators_patches.export import code, order, scratch, spec
 from speculators_patches.export.spec import Spec, Step
 from tests.compat.test_export import PARITY
 
@@ -95,3 +95,27 @@ def test_code_is_the_overlay_s_or_tested_with_the_overlay() -> None:
     assert set(PARITY) <= slugs
     assert slugs - shared - set(PARITY) == set(SHOWN_BY)
     assert all((ROOT / file).is_file() for file in SHOWN_BY.values())
+
+
+@pytest.mark.parametrize("pair", order.SAME_LINES, ids="-".join)
+def test_of_two_that_meet_each_says_so(pair: tuple[str, str]) -> None:
+    first, second = (next(step for _, step in STEPS if step.slug == slug) for slug in pair)
+    assert f'"{second.subject}"' in order.sentences(first)
+    assert f'"{first.subject}"' in order.sentences(second)
+    assert "order: before it" in order.sentences(first)
+    assert "order: after it" in order.sentences(second)
+    assert set(first.files) & set(second.files)
+
+
+NEW_FLAGS = {
+    "step-cadence": "--checkpoint-steps",
+    "wait-for-vllm": "--producer-wait",
+    "val-expected-acceptance": "--acceptance-temperature",
+    "mask-unsayable": "--mask-unsayable-positions",
+    "several-vllm-endpoints": "separated by commas",
+}
+
+
+def test_new_flags_are_documented() -> None:
+    documented = {step.slug for _, step in STEPS if "docs/cli/train.md" in step.beside}
+    assert documented == set(NEW_FLAGS)

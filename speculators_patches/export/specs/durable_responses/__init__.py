@@ -130,7 +130,8 @@ _EXIT = Step(
     fix="""
         After the summary, exit with code 1 if more than `--max-error-rate` (default 0.1) of the
         conversations failed; those that earlier runs have answered count as conversations, so that
-        a resume that asks only what always fails is judged as the whole. What was answered is kept; the same command with `--resume` goes on.
+        a resume that asks only what always fails is judged as the whole. What was answered is kept;
+        the same command with `--resume` goes on.
         """,
     risk="""
         Pipelines that tolerated more failures have to say so. Rows whose tool schema is broken

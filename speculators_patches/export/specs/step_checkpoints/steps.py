@@ -6,6 +6,7 @@ from speculators_patches.export.edits import (
     condition,
     expression,
     field,
+    flag,
     imports,
     insert,
     merge_ifs,
@@ -103,6 +104,15 @@ PRECISION = Step(
         )
     },
     tests={"tests/unit/train/test_resume_precision.py": "test_precision.py"},
+    related="""
+        #899 (open, 2026-08-03) saves the optimizer's state without a cast, as the first half of
+        this does, and would make it smaller; it leaves the weights in bfloat16, and those alone
+        make a resumed run another one. #1048 (open, 2026-08-27): with a scheduler, a resume on
+        several ranks fails while the scheduler is made, before and after this change; #1049 (open,
+        2026-08-27) mends it, #900 (open, 2026-08-03) does too and also seeds a scheduler whose
+        state is missing. #1026 (open, 2026-08-21, for #1027) adds random states, which a run that
+        draws random numbers needs for resuming bit for bit. None of that is done here.
+        """,
     differs="the overlay stores nothing but what trains, with random states and the data cursor",
 )
 
@@ -193,6 +203,12 @@ ATOMIC = Step(
         ),
     },
     tests={"tests/unit/train/test_atomic_checkpoint.py": "test_atomic.py"},
+    related="""
+        #739 (open, 2026-07-08) marks complete checkpoints, so that a resume passes a torn one over.
+        Here a torn one never has its name, and the one from before is kept, so there is something
+        to resume from also in the first epoch. Where #739 is merged first, its marker is to be
+        written inside the same block.
+        """,
     differs="the overlay's own checkpoints have a manifest with checksums, and are written in the "
     "background",
 )
@@ -254,6 +270,16 @@ CADENCE = Step(
                 after="max_steps",
             ),
         ),
+    },
+    beside={
+        "docs/cli/train.md": (
+            flag(
+                "--checkpoint-freq",
+                then="**`--checkpoint-steps`** (int, default: `None`) Also save a checkpoint every "
+                "N optimizer steps, into the folder of the current epoch. Works beside "
+                "`--checkpoint-freq` and `--save-best`.",
+            ),
+        )
     },
     tests={"tests/unit/train/test_checkpoint_steps.py": "test_cadence.py"},
     differs="the overlay also saves by minutes, 10 unless set, and keeps the newest three",
