@@ -22,7 +22,7 @@ def text(spec: Spec, step: Step, tree: Tree, check: StepCheck | None) -> str:
     parts += ["## Purpose\n", "### Problem\n", _paragraphs(step.problem)]
     if step.related:
         parts.append(_paragraphs(f"Related: {step.related}"))
-    elif spec.related:
+    elif spec.related and not any(other.related for other in spec.steps):
         parts.append(f"Related: {spec.related}.\n")
     if meets := order.sentences(step):
         parts.append(_paragraphs(meets))

@@ -304,7 +304,7 @@ PARITY = {
     "guard-cached-samples": "",
     "split-by-conversation": "",
     "train-on-cpu": "",
-    "whole-conversations": "not older_version",
+    "whole-conversations": "not older_version and not twice_is_kept and not two_copies",
     "skip-non-finite-steps": "",
     "float32-finetune": "",
     "interrupt-retry-guards": "",

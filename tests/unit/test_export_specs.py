@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from speculators_patches import patches
-from speculators_patches.export import code, order, scratch, spec
+from speculators_patches.export import code, order, pull_request, scratch, spec
 from speculators_patches.export.spec import Spec, Step
+from speculators_patches.export.tree import Tree
 from tests.compat.test_export import PARITY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,3 +121,14 @@ NEW_FLAGS = {
 def test_new_flags_are_documented() -> None:
     documented = {step.slug for _, step in STEPS if "docs/cli/train.md" in step.beside}
     assert documented == set(NEW_FLAGS)
+
+
+def test_in_a_stack_each_names_what_touches_it(tmp_path: Path) -> None:
+    """Not all that touches any of them."""
+    item = spec.table()["step_checkpoints"]
+    tree = Tree(tmp_path, "speculators", "src/speculators", Version("0.9.0"), has_tests=False)
+    texts = {step.slug: pull_request.text(item, step, tree, None) for step in item.steps}
+    assert "#899" in texts["full-precision-state"]
+    assert "#739" in texts["atomic-publish"]
+    assert not any("#739" in texts[slug] for slug in ("full-precision-state", "step-cadence"))
+    assert "Related" not in texts["step-cadence"]

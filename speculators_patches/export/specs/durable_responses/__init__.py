@@ -34,7 +34,8 @@ _WHOLE = Step(
         """,
     risk="""
         Rows get one more metadata field. Files of earlier versions, whose rows do not have it, are
-        taken as they are, half a line apart. Scripts that ran twice into one file on purpose have
+        taken as they are, half a line apart. A conversation that the data set has twice is
+        answered twice, as before, and both are kept. Scripts that ran twice into one file on purpose have
         to pass `--resume` or another name. A power cut can still take back what the disk had not
         written; there is no fsync.
         """,
@@ -74,7 +75,8 @@ _WHOLE = Step(
         )
     },
     tests={"tests/unit/scripts/test_regenerate_torn.py": "test_torn.py"},
-    differs="the overlay also fsyncs, locks the file, and resumes without being told to",
+    differs="the overlay also fsyncs, locks the file, keeps one of doubled conversations, and "
+    "resumes without being told to",
 )
 
 _LIMIT = Step(
