@@ -7,7 +7,8 @@ from pathlib import Path
 from packaging.version import Version
 
 from speculators_patches import patches
-from speculators_patches.export import spec
+from speculators_patches.export import known, spec
+from speculators_patches.export.spec import Spec
 from speculators_patches.registry import Patch
 
 BEGIN = "<!-- patches: written by `python -m speculators_patches upstream-table --write` -->"
@@ -40,11 +41,19 @@ def row(patch: Patch) -> str:
 
 
 def _shown_in(patch: Patch) -> str:
-    """First and last version with the defect among those that the patch was run on."""
+    """First and last version with the defect among those that the patch was run on.
+
+    Where `needed` begins earlier, its source says so and nobody has run it.
+    """
     affected = [version for version in map(Version, patch.tested) if version in patch.needed]
-    if len(affected) < 2:
-        return str(affected[0]) if affected else "none"
-    return f"{min(affected)} to {max(affected)}"
+    if not affected:
+        return "none"
+    first, last = min(affected), max(affected)
+    shown = str(first) if first == last else f"{first} to {last}"
+    begins = [Version(part.version) for part in patch.needed if part.operator == ">="]
+    if begins and max(begins).release[:2] < first.release[:2]:
+        shown += f"; {max(begins)} and what follows it were read, not run"
+    return shown
 
 
 def _upstream(patch: Patch) -> str:
@@ -63,9 +72,34 @@ def _exported(name: str) -> str:
     return "; ".join(f"{step.subject} (here: {step.differs})" for step in exported.steps)
 
 
+def without_record() -> list[Spec]:
+    """What is exported and has no patch here: the recipe does it in another way."""
+    return [item for item in spec.table().values() if item.patch is None]
+
+
+def exported_row(item: Spec) -> str:
+    """One Markdown table row for an export without a record."""
+    cells = (
+        f"`{item.name}`",
+        " ".join(item.steps[0].problem.split()),
+        f"{item.package} {item.versions}",
+        ", ".join(known.versions(item)) or "none",
+        item.related or "no issue found",
+        "none",
+        "no patch here",
+        "`export --check`",
+        _exported(item.name),
+    )
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
+
+
 def render() -> str:
     """Header and rows."""
-    return HEADER + "".join(row(patch) for patch in patches.table().values())
+    return (
+        HEADER
+        + "".join(row(patch) for patch in patches.table().values())
+        + "".join(map(exported_row, without_record()))
+    )
 
 
 def update(file: Path) -> bool:

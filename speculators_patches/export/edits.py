@@ -306,6 +306,30 @@ def noqa(target: str, rule: str) -> Edit:
     return Edit(target, change)
 
 
+def flag(name: str, words: str = "", *, then: str = "") -> Edit:
+    """In a Markdown list of flags: `words` at the end of `name`'s entry, `then` as the next entry.
+
+    An entry begins with "- **`--name`" and goes to the next entry or heading.
+    """
+
+    def change(source: Source) -> str:
+        lines = source.text.splitlines(keepends=True)
+        begins = [n for n, line in enumerate(lines) if line.startswith(f"- **`{name}`")]
+        if len(begins) != 1:
+            raise DoesNotFit(f"{source.name} has {len(begins)} entries for {name}, expected one")
+        first = begins[0]
+        after = first + 1
+        while after < len(lines) and not lines[after].startswith(("- **", "#")):
+            after += 1
+        if words:
+            lines[first] = f"{lines[first].rstrip()} {words}\n"
+        if then:
+            lines.insert(after, f"- {then}\n\n")
+        return "".join(lines)
+
+    return Edit("", change)
+
+
 def imports(*lines: str) -> Edit:
     """Import statements (`import x` or `from m import a`), sorted in where isort would put them."""
 

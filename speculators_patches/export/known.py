@@ -46,6 +46,14 @@ def drifted(spec: Spec, tree: Tree) -> list[str]:
     return problems
 
 
+def versions(spec: Spec) -> list[str]:
+    """Versions that `spec` was checked with."""
+    found = {
+        v for prints in _read().get(spec.name, {}).values() for vs in prints.values() for v in vs
+    }
+    return sorted(found, key=Version)
+
+
 def record(spec: Spec, tree: Tree) -> None:
     """Adds this tree's fingerprints to `known.json`."""
     content = _read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from speculators_patches.export import order
 from speculators_patches.export.spec import Spec, Step
 from speculators_patches.export.tree import Tree
 
@@ -19,13 +20,17 @@ def text(spec: Spec, step: Step, tree: Tree, check: StepCheck | None) -> str:
         before = f", on top of `{spec.steps[place - 1].slug}`" if place else ""
         parts.append(f"Part {place + 1} of {len(spec.steps)}{before}.\n")
     parts += ["## Purpose\n", "### Problem\n", _paragraphs(step.problem)]
-    if spec.related:
+    if step.related:
+        parts.append(_paragraphs(f"Related: {step.related}"))
+    elif spec.related and not any(other.related for other in spec.steps):
         parts.append(f"Related: {spec.related}.\n")
+    if meets := order.sentences(step):
+        parts.append(_paragraphs(meets))
     parts += ["### Reproduction\n", _reproduction(spec, step, tree, check)]
     parts += ["### Fix\n", _paragraphs(step.fix)]
     parts += ["## Tests\n", _tests(step, tree, check)]
     parts += ["## Risk\n", _paragraphs(step.risk)]
-    parts += ["## Checklist\n", _CHECKLIST]
+    parts += ["## Checklist\n", _CHECKLIST + _by_hand(step, tree)]
     return "\n".join(parts)
 
 
@@ -35,6 +40,17 @@ _CHECKLIST = """\
 - [ ] The test plan and its results are given above.
 - [ ] A human has read every changed line, can answer for it, and has said how it was written.
 """
+
+
+def _by_hand(step: Step, tree: Tree) -> str:
+    """What the tree had no file for: a release comes without documentation."""
+    missing = [path for path in step.beside if not (tree.root / path).is_file()]
+    return "".join(
+        f"- [ ] `{path}`, which {tree.package} {tree.version} as given here does not have, says "
+        "what changes.\n"
+        for path in missing
+        if path.endswith(".md")
+    )
 
 
 def _paragraphs(text: str) -> str:

@@ -117,7 +117,7 @@ def complaints(paths: Iterable[str], folder: Path) -> Counter[str] | None:
     Compared before and after a change: another version of ruff than upstream's has its own opinion
     of what was there.
     """
-    present = [path for path in paths if (folder / path).is_file()]
+    present = [path for path in paths if path.endswith(".py") and (folder / path).is_file()]
     if not (folder / "pyproject.toml").is_file():
         return None
     found: Counter[str] = Counter()

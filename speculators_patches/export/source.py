@@ -73,7 +73,7 @@ class Source:
         self.text = text
         self.name = name
         try:
-            self.tree = ast.parse(text)
+            self.tree = ast.parse("" if name.endswith(".md") else text)
         except SyntaxError as error:
             raise DoesNotFit(f"{name} is not readable as Python: {error}") from None
         self._lines = text.splitlines(keepends=True)

@@ -33,8 +33,10 @@ class Step:
         tests: path in upstream's repository -> file in the spec's folder.
         new_files: path inside the package -> file in the spec's folder.
         beside: path in upstream's repository, outside the package -> edits; made only where the
-            tree has the file (a wheel has no scripts/).
+            tree has the file (a wheel has neither scripts/ nor docs/).
         differs: how the overlay's own patch differs, for UPSTREAM.md.
+        related: upstream issues and pull requests that this step touches, where it is not all of
+            the spec's, and how it differs from them; Markdown sentences.
     """
 
     slug: str
@@ -48,6 +50,7 @@ class Step:
     new_files: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[str, tuple[Edit, ...]] = field(default_factory=dict)
     differs: str = ""
+    related: str = ""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def compute_accuracy_single_step(
 
     correct = pred_ids == target_ids
     everything = torch.tensor(correct.numel(), dtype=torch.float, device=correct.device)
-    cond_total = everything
+    cond_total = everything.clone()  # whoever adds to one total leaves the other
     if prev_correct is not None:
         cond_total = prev_correct.sum().float()
         correct = torch.logical_and(prev_correct, correct, out=prev_correct)

@@ -48,7 +48,7 @@ PATCH = Patch(
             fingerprints={"==0.8.1": "96c8b6fe7db113ae", "==0.9.0": "cc6f8b1422d2aeac"},
         ),
     ),
-    upstream="no issue found; #969 and #994 guard generated samples only",
+    upstream="no issue found",
     fixed_in=None,
     remove_when="upstream reads the cache inside its recovery guard",
     proof="tests/faults/test_cached_sample_errors.py::test_each_bad_file_costs_one_sample",

@@ -121,8 +121,9 @@ def _names(examples: dict[str, list[Any]]) -> Iterable[str]:
     rows = len(examples["input_ids"])
     primary = examples.get("primary_id") or [None] * rows
     own = examples.get("id") or [None] * rows
-    for name, second, ids in zip(primary, own, examples["input_ids"], strict=True):
-        yield str(name or second or _digest(list(ids)))
+    for first, second, ids in zip(primary, own, examples["input_ids"], strict=True):
+        present = [name for name in (first, second) if name not in (None, "")]  # 0 is one too
+        yield str(present[0] if present else _digest(list(ids)))
 
 
 def _digest(value: Any) -> str:

@@ -46,7 +46,7 @@ PATCH = Patch(
             observed=True,
         ),
     ),
-    upstream="no issue found; the handler came with #501, the guards with #969",
+    upstream="no issue found",
     fixed_in=None,
     remove_when="upstream's TrainingInterruptedError is no Exception, or its guards let it pass",
     proof="tests/faults/test_interruptible_retries.py::test_a_signal_ends_a_run_that_waits_for_vllm",

@@ -100,7 +100,7 @@ PATCH = Patch(
             observed=True,
         ),
     ),
-    upstream="no issue found; #969 introduced the zero-loss batch",
+    upstream="no issue found",
     fixed_in=None,
     remove_when="upstream's trainer does not step on a batch without trainable tokens",
     proof="tests/faults/test_skip_empty_steps.py::test_empty_batches_do_not_move_weights",

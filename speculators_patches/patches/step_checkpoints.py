@@ -131,8 +131,7 @@ PATCH = Patch(
             observed=True,
         ),
     ),
-    upstream="https://github.com/vllm-project/speculators/pull/739 (open; also #898, #899, #900, "
-    "#1026, #1027, #1048, #1049)",
+    upstream="https://github.com/vllm-project/speculators/pull/739",
     fixed_in=None,
     remove_when="upstream saves exact state by steps, atomically, and on the way down",
     proof="tests/faults/test_step_checkpoints.py::test_resumed_anywhere_it_is_the_same_run",

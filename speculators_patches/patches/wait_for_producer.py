@@ -122,7 +122,7 @@ PATCH = Patch(
             observed=True,
         ),
     ),
-    upstream="no issue found; #969 introduced the circuit breaker",
+    upstream="no issue found",
     fixed_in=None,
     remove_when="upstream's data set waits for its server and asks again",
     proof="tests/faults/test_wait_for_producer.py::test_a_server_that_is_gone_costs_no_sample",

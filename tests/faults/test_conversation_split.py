@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from speculators_patches.patches import conversation_split
+
 VERSIONS = ["0.8.1", "0.9.0"]
 Probe = Callable[[str, str], Any]
 
@@ -43,3 +45,13 @@ def test_any_data_set_is_cut_between_conversations_or_refused(version: str, prob
 @pytest.mark.parametrize("version", VERSIONS)
 def test_rendered_conversations_have_a_name_each(version: str, probe: Probe) -> None:
     assert probe("conversation_split", version)["rendered"] == [3, 2]
+
+
+def test_0_is_an_id_like_any_other() -> None:
+    ids = [[1], [2], [3], [3], [4]]
+    names = list(conversation_split._names({"id": [0, 0, None, "", 1], "input_ids": ids}))
+    assert names[0] == names[1] == "0"
+    assert names[2] == names[3] != names[0]
+    assert names[4] == "1"
+    both = {"primary_id": [0, None], "id": ["a", 0], "input_ids": ids[:2]}
+    assert list(conversation_split._names(both)) == ["0", "0"]

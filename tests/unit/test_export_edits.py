@@ -244,3 +244,32 @@ def test_an_insertion_leaves_every_other_definition_as_it_is(
     expected = list(order)
     expected.insert(order.index(beside) + after, "new")
     assert names == expected
+
+
+LISTED = """\
+# Heading
+
+- **`--one`** (int) The first
+  in two lines.
+
+- **`--two`** (flag) Last of its section.
+
+## Next
+
+Text about `--one`.
+"""
+
+
+def test_a_flag_s_entry_is_added_and_amended() -> None:
+    source = Source(LISTED, "docs/cli/train.md")
+    text = edits.flag("--one", then="**`--new`** (int) Between.").change(source)
+    assert text == LISTED.replace("- **`--two`**", "- **`--new`** (int) Between.\n\n- **`--two`**")
+    text = edits.flag("--two", "And more.", then="**`--new`** Before the heading.").change(source)
+    assert text == LISTED.replace(
+        "section.\n\n", "section. And more.\n\n- **`--new`** Before the heading.\n\n"
+    )
+
+
+def test_a_flag_that_is_not_documented_is_refused() -> None:
+    with pytest.raises(DoesNotFit, match="0 entries for --three"):
+        edits.flag("--three", "more").change(Source(LISTED, "docs/cli/train.md"))

@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from speculators_patches import patches
-from speculators_patches.export import code, scratch, spec
+from speculators_patches.export import code, order, pull_request, scratch, spec
 from speculators_patches.export.spec import Spec, Step
+from speculators_patches.export.tree import Tree
 from tests.compat.test_export import PARITY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,3 +98,38 @@ def test_code_is_the_overlay_s_or_tested_with_the_overlay() -> None:
     assert set(PARITY) <= slugs
     assert slugs - shared - set(PARITY) == set(SHOWN_BY)
     assert all((ROOT / file).is_file() for file in SHOWN_BY.values())
+
+
+@pytest.mark.parametrize("pair", order.SAME_LINES, ids="-".join)
+def test_of_two_that_meet_each_says_so(pair: tuple[str, str]) -> None:
+    first, second = (next(step for _, step in STEPS if step.slug == slug) for slug in pair)
+    assert f'"{second.subject}"' in order.sentences(first)
+    assert f'"{first.subject}"' in order.sentences(second)
+    assert "order: before it" in order.sentences(first)
+    assert "order: after it" in order.sentences(second)
+    assert set(first.files) & set(second.files)
+
+
+NEW_FLAGS = {
+    "step-cadence": "--checkpoint-steps",
+    "wait-for-vllm": "--producer-wait",
+    "val-expected-acceptance": "--acceptance-temperature",
+    "mask-unsayable": "--mask-unsayable-positions",
+    "several-vllm-endpoints": "separated by commas",
+}
+
+
+def test_new_flags_are_documented() -> None:
+    documented = {step.slug for _, step in STEPS if "docs/cli/train.md" in step.beside}
+    assert documented == set(NEW_FLAGS)
+
+
+def test_in_a_stack_each_names_what_touches_it(tmp_path: Path) -> None:
+    """Not all that touches any of them."""
+    item = spec.table()["step_checkpoints"]
+    tree = Tree(tmp_path, "speculators", "src/speculators", Version("0.9.0"), has_tests=False)
+    texts = {step.slug: pull_request.text(item, step, tree, None) for step in item.steps}
+    assert "#899" in texts["full-precision-state"]
+    assert "#739" in texts["atomic-publish"]
+    assert not any("#739" in texts[slug] for slug in ("full-precision-state", "step-cadence"))
+    assert "Related" not in texts["step-cadence"]

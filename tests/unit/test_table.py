@@ -98,7 +98,22 @@ def table_rows() -> str:
 
 def test_upstream_md_has_no_other_rows() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", table_rows(), flags=re.MULTILINE)
-    assert rows == list(patches.table())
+    exported = [item.name for item in upstream_table.without_record()]
+    assert rows == [*patches.table(), *exported]
+    assert "vllm_cpu_hidden_states" in exported
+
+
+def test_what_is_exported_without_a_patch_has_its_row() -> None:
+    for item in upstream_table.without_record():
+        line = upstream_table.exported_row(item)
+        assert line in (ROOT / "UPSTREAM.md").read_text()
+        assert len(line.strip("|\n ").split(" | ")) == 9
+
+
+def test_what_was_not_run_is_said() -> None:
+    said = upstream_table.row(patches.table()["interruptible_retries"])
+    assert "| 0.8.1 to 0.9.0; 0.6.0 and what follows it were read, not run |" in said
+    assert "| 0.8.1 to 0.9.0 |" in upstream_table.row(patches.table()["finite_guard"])
 
 
 def test_retired_patches_are_gone() -> None:

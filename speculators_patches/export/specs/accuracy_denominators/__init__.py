@@ -9,7 +9,8 @@ _CODE = "accuracy_denominators/code_metrics.py"
 
 SPEC = Spec(
     name="accuracy_denominators",
-    related="#902 (open, 2026-08-03: the conditional denominator), #624 (open)",
+    related="#902 (open, 2026-08-03: the conditional denominator), "
+    "#624 (open, 2026-06-19: the same)",
     steps=(
         Step(
             slug="ttt-accuracy-denominators",
@@ -30,9 +31,13 @@ SPEC = Spec(
                 """,
             risk="""
                 Reported `full_acc_k` and `cond_acc_k` rise for k >= 1 and are not comparable with
-                those of earlier runs. Losses and gradients do not change. #902 changes the
-                conditional total in the same function in the same way; this includes it and the
-                full one.
+                those of earlier runs. Losses and gradients do not change.
+
+                Both #902 and #624 count the conditional total of `compute_accuracy_single_step`
+                within the mask, as this does too. With either of them merged first that part falls
+                away here. What neither has is the mask: judged at the target only, drafts whose
+                start lies before the reply stay in `full_acc`, and a drafter that is always right
+                still reads below 1.
                 """,
             reproduction="reproduce.py",
             files={

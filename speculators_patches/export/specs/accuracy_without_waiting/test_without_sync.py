@@ -35,6 +35,7 @@ def test_counts_are_those_of_tokens_taken_one_by_one(seed, chained, masked):
 
     assert [float(value) for value in found] == expected
     assert {value.dtype for value in found} == {torch.float32}
+    assert len({value.data_ptr() for value in found}) == 4
     if before is not None:
         assert before[0].tolist() == right
 

@@ -9,7 +9,8 @@ _CODE = "cached_sample_errors/code_data.py"
 
 SPEC = Spec(
     name="cached_sample_errors",
-    related="#969 (merged, 2026-08) and #994 (merged, 2026-08-14), which guard generated samples",
+    related="#969 (merged, after 2026-08-27) and #994 (merged, 2026-08-14), "
+    "which guard generated samples only",
     steps=(
         Step(
             slug="guard-cached-samples",

@@ -14,10 +14,12 @@ def _conversation_names(examples: dict) -> list[str]:
     rows = len(examples["input_ids"])
     primary = examples.get("primary_id") or [None] * rows
     own = examples.get("id") or [None] * rows
-    return [
-        str(first or second or _digest(list(ids)))
-        for first, second, ids in zip(primary, own, examples["input_ids"], strict=True)
-    ]
+    names = []
+    for row, ids in enumerate(examples["input_ids"]):
+        # 0 is an id like any other.
+        present = [name for name in (primary[row], own[row]) if name not in (None, "")]
+        names.append(str(present[0] if present else _digest(list(ids))))
+    return names
 
 
 def name_of_the_conversation(rows):

@@ -80,6 +80,21 @@ def test_rows_without_an_id_are_conversations_of_their_own(model, tmp_path):
     assert len(conversations(data, "train", 0.5)) == 5
 
 
+def test_0_is_an_id_like_any_other(model, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    with rows.open("w") as file:
+        for number in range(8):
+            conversation = number % 2
+            row = {"id": conversation, "input_ids": [conversation, 30, 31 + number]}
+            file.write(json.dumps(row | {"loss_mask": [0, 1, 1]}) + "\n")
+    data = prepare(model, str(rows), tmp_path / "data")
+
+    train = conversations(data, "train", 0.5)
+
+    assert len(train) == 4
+    assert len(set(train)) == 1
+
+
 def test_an_older_data_set_is_split_as_before(tmp_path):
     rows = [{"input_ids": [n], "loss_mask": [1], "seq_len": 1} for n in range(10)]
     Dataset.from_list(rows).with_format("torch").save_to_disk(str(tmp_path / "old"))

@@ -28,21 +28,24 @@ _WHOLE = Step(
     fix="""
         Each row says how many rows its conversation has, and a conversation is appended in one
         write that is taken back if it fails (a full disk). `--resume` first drops half a line at
-        the end and conversations that are not whole; they are asked again. Without `--resume` an
+        the end and conversations that are not whole; they are asked again. It reads the file once
+        and writes it anew only if something has to go. Without `--resume` an
         output file that has rows is refused.
         """,
     risk="""
         Rows get one more metadata field. Files of earlier versions, whose rows do not have it, are
-        taken as they are, half a line apart. Scripts that ran twice into one file on purpose have
-        to pass `--resume` or another name. A power cut can still take back what the disk had not
-        written; there is no fsync.
+        taken as they are, half a line apart. A conversation that the data set has twice is
+        answered twice, as before, and both are kept. Scripts that ran twice into one file on
+        purpose have to pass `--resume` or another name. A power cut can still take back what the
+        disk had not written; there is no fsync.
         """,
     reproduction="reproduce_torn.py",
     files={
         _FILE: (
             imports("import os"),
             insert(code.definition(_CODE, "append_whole"), before="load_seen"),
-            insert(code.definition(_CODE, "_is_whole"), before="load_seen"),
+            insert(code.definition(_CODE, "_begins"), before="load_seen"),
+            insert(code.definition(_CODE, "_torn_lines"), before="load_seen"),
             insert(code.definition(_CODE, "drop_torn_rows"), before="load_seen"),
             insert(code.definition(_CODE, "prepare_outfile"), before="load_seen"),
             statement(
@@ -72,7 +75,8 @@ _WHOLE = Step(
         )
     },
     tests={"tests/unit/scripts/test_regenerate_torn.py": "test_torn.py"},
-    differs="the overlay also fsyncs, locks the file, and resumes without being told to",
+    differs="the overlay also fsyncs, locks the file, keeps one of doubled conversations, and "
+    "resumes without being told to",
 )
 
 _LIMIT = Step(
@@ -127,7 +131,9 @@ _EXIT = Step(
         """,
     fix="""
         After the summary, exit with code 1 if more than `--max-error-rate` (default 0.1) of the
-        conversations failed. What was answered is kept; the same command with `--resume` goes on.
+        conversations failed; those that earlier runs have answered count as conversations, so that
+        a resume that asks only what always fails is judged as the whole. What was answered is kept;
+        the same command with `--resume` goes on.
         """,
     risk="""
         Pipelines that tolerated more failures have to say so. Rows whose tool schema is broken
@@ -141,8 +147,20 @@ _EXIT = Step(
             statement(
                 "_run",
                 Match("call", "_log_summary"),
-                "_fail_if_too_many(stats, max_error_rate)",
+                "_fail_if_too_many(stats, num_earlier, max_error_rate)",
                 where="after",
+            ),
+            statement(
+                "_run",
+                Match("assign", "rng"),
+                "num_earlier = 0",
+                where="after",
+            ),
+            statement(
+                "_run",
+                Match("if", "primary_id in seen_ids"),
+                "if primary_id in seen_ids:\n    num_earlier += 1\n    continue",
+                where="instead",
             ),
             parameter(
                 "regenerate_responses",

@@ -40,3 +40,13 @@ def test_above_it_the_run_fails_and_keeps_what_was_answered(regenerate, server):
     assert sorted(rows_of(regenerate.outfile)) == ALL_ROWS[1:]
     assert regenerate(resume=True) == 0
     assert sorted(rows_of(regenerate.outfile)) == ALL_ROWS
+
+
+def test_a_resume_that_asks_only_what_always_fails_counts_the_rest(regenerate, server):
+    server.behaviour = lambda request, count: (
+        "refuse" if request["messages"][0]["content"] == "question 0" else "answer"
+    )
+    assert regenerate(max_error_rate=0.2) == 0
+
+    assert regenerate(resume=True, max_error_rate=0.2) == 0
+    assert regenerate(resume=True, max_error_rate=0.1) == 1

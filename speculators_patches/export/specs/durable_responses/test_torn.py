@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import typer
@@ -67,3 +68,46 @@ def test_a_failing_conversation_leaves_no_row(regenerate, server):
         "c0",
         "c3",
     ]
+
+
+def test_a_conversation_that_stands_in_the_data_twice_is_kept(regenerate, server):
+    """Its rows lie next to each other, under the same ids."""
+    prompts = regenerate.outfile.with_name("prompts.jsonl")
+    lines = prompts.read_text().splitlines(keepends=True)
+    prompts.write_text("".join([lines[2], lines[2], lines[1], lines[0], lines[0]]))
+    regenerate()
+    before, asked = regenerate.outfile.read_bytes(), server.asked
+    assert before.count(b"c2_gen1") == 2
+
+    assert regenerate(resume=True) == 0
+
+    assert regenerate.outfile.read_bytes() == before
+    assert server.asked == asked
+
+
+def test_of_two_copies_only_the_torn_one_goes(regenerate):
+    regenerate()
+    lines = regenerate.outfile.read_bytes().splitlines(keepends=True)
+    copy = [line for line in lines if b'"c2"' in line]
+    regenerate.outfile.write_bytes(b"".join([*copy, *copy[:2], *lines]))
+
+    regenerate(resume=True)
+
+    expected = b"".join([*copy, *lines])
+    assert regenerate.outfile.read_bytes() == expected
+
+
+def test_a_whole_file_is_not_written_anew(regenerate, monkeypatch):
+    regenerate()
+    opened = []
+    original = Path.open
+
+    def noted(self, mode="r", *args, **kwargs):
+        opened.append(mode)
+        return original(self, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", noted)
+    regenerate(resume=True)
+
+    assert "rb" in opened
+    assert not any("w" in mode for mode in opened)

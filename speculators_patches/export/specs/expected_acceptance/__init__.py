@@ -3,6 +3,7 @@
 from speculators_patches.export import code
 from speculators_patches.export.edits import (
     field,
+    flag,
     imports,
     insert,
     parameter,
@@ -94,6 +95,17 @@ SPEC = Spec(
                 "train/config/schema.py": (
                     field("LossArgs", "ttt_step_loss_decay", code.inside(_CODE, "setting")),
                 ),
+            },
+            beside={
+                "docs/cli/train.md": (
+                    flag(
+                        "--ttt-step-loss-decay",
+                        then="**`--acceptance-temperature`** (float, default: `None`) Validation "
+                        "reports as `expect_k` how much vLLM would accept at this temperature of "
+                        "drafts that are drawn from the drafter's distribution. Not reported if "
+                        "unset.",
+                    ),
+                )
             },
             tests={"tests/unit/models/test_expected_acceptance.py": "test_expected_acceptance.py"},
             differs="the same functions, taken from the overlay, where the temperature is 0.7 "

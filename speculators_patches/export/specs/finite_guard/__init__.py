@@ -23,9 +23,10 @@ SPEC = Spec(
             fix="""
                 Look at the loss and at the gradient's total norm, which `clip_grad_norm_` returns
                 anyway, after each backward pass. If one is not finite on any rank, no rank steps.
-                After three such steps in a row the run ends with an error, with the weights from
-                before them. Clipping by an infinite norm leaves gradients of exactly 0, so the norm
-                is taken from before clipping. A validation loss that is not finite is never best.
+                After three such steps in a row, counted over the ends of epochs, the run ends with
+                an error, with the weights from before them. Clipping by an infinite norm leaves
+                gradients of exactly 0, so the norm is taken from before clipping. A validation loss
+                that is not finite is never best.
                 """,
             risk="""
                 Reading one number back waits for the device once a step, as a logged step does
@@ -41,8 +42,8 @@ SPEC = Spec(
                     insert(code.definition(_CODE, "_is_finite"), after="_should_sync_recovery"),
                     noqa("Trainer.train_epoch", "C901"),
                     statement(
-                        "Trainer.train_epoch",
-                        Match("assign", "recovery"),
+                        "Trainer.__init__",
+                        Match("assign", "self.config"),
                         code.inside(_CODE, "count"),
                         where="after",
                     ),

@@ -22,27 +22,28 @@ def _is_finite(loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
     return bool(flag.item())
 
 
-def count():
-    non_finite_steps = 0
+def count(self):
+    # In a row, over the ends of epochs too.
+    self._non_finite_steps = 0
 
 
 def clip(self):
     grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
 
 
-def judge(self, loss, grad_norm, non_finite_steps):
+def judge(self, loss, grad_norm):
     finite = _is_finite(loss, grad_norm)
-    non_finite_steps = 0 if finite else non_finite_steps + 1
+    self._non_finite_steps = 0 if finite else self._non_finite_steps + 1
     if not finite:
         root_logger.warning(
             f"Loss or gradient of step {self.global_step} is not finite; "
             "no update."
         )
-    if non_finite_steps >= _MAX_NON_FINITE_STEPS:
+    if self._non_finite_steps >= _MAX_NON_FINITE_STEPS:
         raise RuntimeError(
-            f"Loss or gradient was not finite in {non_finite_steps} steps in a "
-            "row. The weights are those from before; check the hidden states "
-            "and the learning rate."
+            f"Loss or gradient was not finite in {self._non_finite_steps} "
+            "steps in a row. The weights are those from before; check the "
+            "hidden states and the learning rate."
         )
 
 

@@ -41,6 +41,14 @@ def test_three_in_a_row_end_the_run_with_the_weights_from_before(tmp_path):
     torch.testing.assert_close(weights(trainer), weights(clean))
 
 
+def test_short_epochs_do_not_hide_three_in_a_row(tmp_path):
+    trainer = make_trainer(tmp_path, "NN", scheduler_total_steps=6)
+    trainer.train_epoch(0)
+
+    with pytest.raises(RuntimeError, match="not finite"):
+        trainer.train_epoch(1)
+
+
 def test_an_overflowing_gradient_is_not_taken_for_zero(tmp_path):
     """Clipping by an infinite norm multiplies every gradient by 0."""
     trainer = make_trainer(tmp_path, "R", scheduler_total_steps=100)

@@ -5,7 +5,7 @@ from speculators_patches.export.spec import Spec, Step
 
 SPEC = Spec(
     name="interruptible_retries",
-    related="#501 (merged, 2026-05-12: the handler), #969 (merged, 2026-08: the guards)",
+    related="#501 (merged, 2026-05-12: the handler), #969 (merged, after 2026-08-27: the guards)",
     steps=(
         Step(
             slug="interrupt-retry-guards",

@@ -1,7 +1,7 @@
 """Training asks several vLLM servers for hidden states."""
 
 from speculators_patches.export import code
-from speculators_patches.export.edits import expression, imports, insert, statement, text
+from speculators_patches.export.edits import expression, flag, imports, insert, statement, text
 from speculators_patches.export.source import Match
 from speculators_patches.export.spec import Spec, Step
 
@@ -67,6 +67,14 @@ SPEC = Spec(
                 ),
             },
             new_files={"train/endpoints.py": "code_endpoints.py"},
+            beside={
+                "docs/cli/train.md": (
+                    flag(
+                        "--vllm-endpoint",
+                        "Several addresses of one model, separated by commas, are asked in turn.",
+                    ),
+                )
+            },
             tests={
                 "tests/unit/train/test_several_endpoints.py": "test_several_endpoints.py",
                 "tests/unit/train/test_endpoint_rotation.py": "test_endpoint_rotation.py",

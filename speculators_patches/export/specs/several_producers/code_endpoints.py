@@ -1,10 +1,9 @@
 """Which of several vLLM servers is asked next."""
 
+import os
 import time
 
 from torch.utils.data import get_worker_info
-
-from speculators.train.distributed import get_rank
 
 # Seconds that an address whose connection failed is left out.
 REST = 30.0
@@ -31,7 +30,9 @@ class EndpointRotation:
         """The next address that is not resting; if all are, the first that rested."""
         if self._turn is None:  # known only in the process that asks
             worker = get_worker_info()
-            self._turn = get_rank() + (worker.id if worker else 0)
+            # A spawned worker does not have what the trainer knows of its rank.
+            rank = int(os.environ.get("RANK", "0"))
+            self._turn = rank + (worker.id if worker else 0)
         now = time.monotonic()
         count = len(self.urls)
         order = [self.urls[(self._turn + offset) % count] for offset in range(count)]

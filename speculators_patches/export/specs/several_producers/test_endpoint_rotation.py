@@ -1,6 +1,7 @@
 """Which of several servers is asked next."""
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from speculators.train.endpoints import EndpointRotation
 
@@ -27,3 +28,27 @@ def test_the_rotation_leaves_out_what_failed(monkeypatch):
 def test_no_address_is_refused(listed):
     with pytest.raises(ValueError, match="names no address"):
         EndpointRotation(listed)
+
+
+class Turns(Dataset):
+    """The address that a worker would ask first."""
+
+    def __init__(self):
+        self.rotation = EndpointRotation("a,b,c,d")
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return self.rotation.next()
+
+
+@pytest.mark.parametrize(("rank", "first"), [(0, ["a", "b"]), (1, ["b", "c"])])
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_ranks_and_workers_begin_elsewhere(monkeypatch, rank, first, method):
+    monkeypatch.setenv("RANK", str(rank))
+    loader = DataLoader(
+        Turns(), batch_size=None, num_workers=2, multiprocessing_context=method
+    )
+
+    assert list(loader) == first

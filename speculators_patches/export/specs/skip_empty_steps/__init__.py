@@ -9,7 +9,7 @@ _CODE = "skip_empty_steps/code_trainer.py"
 
 SPEC = Spec(
     name="skip_empty_steps",
-    related="#969 (merged, 2026-08: introduced the zero-loss batch)",
+    related="#969 (merged, after 2026-08-27: introduced the zero-loss batch)",
     steps=(
         Step(
             slug="skip-empty-batches",

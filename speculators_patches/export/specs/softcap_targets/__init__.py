@@ -24,9 +24,10 @@ SPEC = Spec(
             fix="""
                 When the verifier's weights are loaded, `verifier_lm_head` gets a forward hook that
                 caps what it returns, if the verifier's config (its `text_config` included) has a
-                cap. Every drafter makes its targets with that head. A hook and not another module:
-                state dicts, FSDP and `torch.compile` see what they saw. The drafter's own head is
-                not capped, as vLLM serves it without.
+                cap. Every drafter makes its targets with that head, and every way of loading it,
+                DFlash's own included, passes through `_load_verifier_weights`. A hook and not
+                another module: state dicts, FSDP and `torch.compile` see what they saw. The
+                drafter's own head is not capped, as vLLM serves it without.
                 """,
             risk="""
                 Drafters for capped verifiers learn something else than before, and their losses are
@@ -43,8 +44,8 @@ SPEC = Spec(
                         after=f"{_CLASS}.load_verifier_weights",
                     ),
                     statement(
-                        f"{_CLASS}.load_verifier_weights",
-                        Match("call", "self._load_verifier_weights"),
+                        f"{_CLASS}._load_verifier_weights",
+                        Match("call", "self.verifier_lm_head.load_state_dict"),
                         "self._cap_targets()",
                         where="after",
                     ),

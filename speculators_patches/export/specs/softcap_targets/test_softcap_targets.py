@@ -7,9 +7,12 @@ from transformers import (
     Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Qwen3Config,
 )
 
+from speculators.models.dflash import DFlashDraftModel
 from speculators.models.eagle3 import Eagle3DraftModel
+from speculators.models.peagle import PEagleDraftModel
 
 HIDDEN = 32
 SHAPE = {
@@ -19,9 +22,14 @@ SHAPE = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
 }
+KINDS = {
+    "eagle3": (Eagle3DraftModel, LlamaConfig),
+    "peagle": (PEagleDraftModel, LlamaConfig),
+    "dflash": (DFlashDraftModel, Qwen3Config),
+}
 
 
-def make_drafter(folder, cap=None, architecture="gemma2"):
+def make_drafter(folder, cap=None, architecture="gemma2", kind="eagle3"):
     torch.manual_seed(0)
     if architecture == "gemma2":
         config = Gemma2Config(
@@ -31,13 +39,16 @@ def make_drafter(folder, cap=None, architecture="gemma2"):
     else:
         verifier = LlamaForCausalLM(LlamaConfig(num_hidden_layers=2, **SHAPE))
     verifier.save_pretrained(folder / "verifier")
-    return Eagle3DraftModel.from_training_args(
-        LlamaConfig(num_hidden_layers=1, **SHAPE),
+    model, config = KINDS[kind]
+    return model.from_training_args(
+        config(num_hidden_layers=1, head_dim=16, **SHAPE),
         draft_vocab_size=64,
         norm_before_residual=False,
         target_layer_ids=[0, 1],
         verifier_name_or_path=str(folder / "verifier"),
         ttt_steps=1,
+        num_depths=1,
+        mask_token_id=0,
         draft_attn_impl="sdpa",
     )
 
@@ -46,8 +57,9 @@ def raw(head, states):
     return torch.nn.functional.linear(states, head.weight)
 
 
-def test_a_capped_verifier_gives_capped_targets(tmp_path):
-    head = make_drafter(tmp_path, cap=2.0).verifier_lm_head
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_capped_verifier_gives_capped_targets(tmp_path, kind):
+    head = make_drafter(tmp_path, cap=2.0, kind=kind).verifier_lm_head
     states = torch.randn(8, HIDDEN) * 50
 
     expected = (raw(head, states) / 2.0).tanh() * 2.0

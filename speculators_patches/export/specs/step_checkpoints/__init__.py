@@ -10,8 +10,8 @@ from speculators_patches.export.specs.step_checkpoints.steps import (
 
 SPEC = Spec(
     name="step_checkpoints",
-    related="#899 (open, float32 optimizer state), #739 (open, completeness marker, 2026-07-08), "
-    "#900 and #1049 for #1048 (open, schedulers at a resume, 2026-08-03 and 08-27), "
-    "#1026 for #1027 (open, random state, 2026-08-21)",
+    related="#899 (open, float32 optimizer state, 2026-08-03), #739 (open, completeness marker, "
+    "2026-07-08), #900 and #1049 for #1048 (open, schedulers at a resume, 2026-08-03 and 08-27), "
+    "#1026 for #1027 (open, random state, 2026-08-21), #898 (closed, as of 2026-11)",
     steps=(PRECISION, ATOMIC, CADENCE, SIGNALS),
 )

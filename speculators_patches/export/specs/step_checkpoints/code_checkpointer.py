@@ -6,19 +6,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 # ---- full precision ----
 
 
 def trained_weights_path(self, epoch: int | str):
-    return self.path / str(epoch) / "trained_weights.safetensors"
+    return self.path / str(epoch) / "trained_weights.pt"
 
 
 def _load_trained_weights(self, device: str) -> dict[str, torch.Tensor]:
     """The weights that trained, in their own precision; {} in older checkpoints."""
     path = self.trained_weights_path(self.previous_epoch)
-    return load_safetensors_state_dict(path, device) if path.exists() else {}
+    if not path.exists():
+        return {}
+    return torch.load(path, weights_only=True, map_location=device)
 
 
 def _trained_weights(
@@ -33,10 +34,15 @@ def _trained_weights(
 
 
 def save_trained(self, raw_model, epoch):
-    save_file(
+    torch.save(
         _trained_weights(raw_model, raw_model.state_dict()),
         self.trained_weights_path(epoch),
     )
+
+
+def gathered_trained(model, model_state_dict):
+    # The full state dict is on rank 0 only.
+    trained = _trained_weights(model, model_state_dict) if get_rank() == 0 else {}
 
 
 # ---- atomic publishing ----

@@ -33,6 +33,13 @@ def later(self, signum, sig_name):
         return
 
 
+def where_it_is(self):
+    logger.info(
+        f"Interrupt checkpoint saved in '{self.checkpointer.path}'; "
+        "the log line above names its folder"
+    )
+
+
 @contextmanager
 def deferred(self):
     """A signal in this block interrupts training at its end."""

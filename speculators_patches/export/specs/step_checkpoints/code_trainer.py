@@ -13,7 +13,7 @@ def every_so_many_steps(self, epoch, local_step, num_steps):
     if (
         self.config.checkpoint_steps is not None
         and self.global_step % self.config.checkpoint_steps == 0
-        and local_step < num_steps  # else the epoch's own checkpoint follows
+        and local_step < num_steps  # at the end the epoch's own rules decide
     ):
         self.maybe_save_checkpoint(epoch, local_step=local_step, force=True)
 

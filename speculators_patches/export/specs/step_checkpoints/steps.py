@@ -6,6 +6,7 @@ from speculators_patches.export.edits import (
     condition,
     expression,
     field,
+    flag,
     imports,
     insert,
     merge_ifs,
@@ -33,19 +34,20 @@ PRECISION = Step(
         """,
     fix="""
         Optimizer state is saved as it is. The weights that train are saved beside
-        `model.safetensors` as `trained_weights.safetensors` in their own precision, and take the
-        place of the bfloat16 ones when a run resumes. `model.safetensors` and `config.json`, which
-        vLLM loads, do not change. Checkpoints without the new file load as before.
+        `model.safetensors` as `trained_weights.pt` in their own precision, and take the place of
+        the bfloat16 ones when a run resumes. `model.safetensors` and `config.json`, which vLLM
+        loads, do not change; vLLM looks for `*.safetensors`, so it does not see the new file.
+        Checkpoints without it load as before.
         """,
     risk="""
         Bytes per checkpoint: 8 instead of 4 for the moments of each trained weight and 4 more for
         the weight itself; frozen embeddings and heads are not in the new file. The sharded
-        checkpointer takes the same path; the tests here run it in one process only.
+        checkpointer gathers full tensors as before and rank 0 writes them; a test runs it on two
+        ranks with gloo on a CPU. It has not been run with NCCL on several GPUs.
         """,
     reproduction="reproduce_precision.py",
     files={
         "train/checkpointer.py": (
-            imports("from safetensors.torch import save_file"),
             insert(
                 code.definition(_SAVE, "trained_weights_path"),
                 after="BaseCheckpointer.scheduler_path",
@@ -84,7 +86,7 @@ PRECISION = Step(
             statement(
                 "DistributedCheckpointer.save_checkpoint",
                 Match("assign", "model_state_dict", nth=1),
-                "trained = _trained_weights(model, model_state_dict)",
+                code.inside(_SAVE, "gathered_trained"),
                 where="before",
             ),
             statement(
@@ -96,12 +98,21 @@ PRECISION = Step(
             statement(
                 "DistributedCheckpointer.save_checkpoint",
                 Match("call", "patch_config_dtype"),
-                "save_file(trained, self.trained_weights_path(epoch))",
+                "torch.save(trained, self.trained_weights_path(epoch))",
                 where="after",
             ),
         )
     },
     tests={"tests/unit/train/test_resume_precision.py": "test_precision.py"},
+    related="""
+        #899 (open, 2026-08-03) saves the optimizer's state without a cast, as the first half of
+        this does, and would make it smaller; it leaves the weights in bfloat16, and those alone
+        make a resumed run another one. #1048 (open, 2026-08-27): with a scheduler, a resume on
+        several ranks fails while the scheduler is made, before and after this change; #1049 (open,
+        2026-08-27) mends it, #900 (open, 2026-08-03) does too and also seeds a scheduler whose
+        state is missing. #1026 (open, 2026-08-21, for #1027) adds random states, which a run that
+        draws random numbers needs for resuming bit for bit. None of that is done here.
+        """,
     differs="the overlay stores nothing but what trains, with random states and the data cursor",
 )
 
@@ -192,6 +203,12 @@ ATOMIC = Step(
         ),
     },
     tests={"tests/unit/train/test_atomic_checkpoint.py": "test_atomic.py"},
+    related="""
+        #739 (open, 2026-07-08) marks complete checkpoints, so that a resume passes a torn one over.
+        Here a torn one never has its name, and the one from before is kept, so there is something
+        to resume from also in the first epoch. Where #739 is merged first, its marker is to be
+        written inside the same block.
+        """,
     differs="the overlay's own checkpoints have a manifest with checksums, and are written in the "
     "background",
 )
@@ -210,9 +227,11 @@ CADENCE = Step(
         `--checkpoint-freq` and `--save-best`.
         """,
     risk="""
-        Off by default. The folder of an epoch is replaced by each save, so it costs the space of
-        one checkpoint, and the time of one every N steps. With `--save-best` an epoch that is not
-        better keeps its last checkpoint from the middle, from which a resume repeats its end.
+        Off by default. Each save replaces its epoch's folder and takes the time of one checkpoint.
+        Epochs that would have had none get one: with `--checkpoint-freq` above 1 those in between,
+        whose folders stay, and with `--save-best` those that are not better, whose folders go when
+        a better one comes. So it can cost the space of a checkpoint per epoch. Such a folder holds
+        the last position in the middle of its epoch, from which a resume repeats the end.
         """,
     reproduction="reproduce_cadence.py",
     files={
@@ -252,6 +271,16 @@ CADENCE = Step(
             ),
         ),
     },
+    beside={
+        "docs/cli/train.md": (
+            flag(
+                "--checkpoint-freq",
+                then="**`--checkpoint-steps`** (int, default: `None`) Also save a checkpoint every "
+                "N optimizer steps, into the folder of the current epoch. Works beside "
+                "`--checkpoint-freq` and `--save-best`.",
+            ),
+        )
+    },
     tests={"tests/unit/train/test_checkpoint_steps.py": "test_cadence.py"},
     differs="the overlay also saves by minutes, 10 unless set, and keeps the newest three",
 )
@@ -275,10 +304,18 @@ SIGNALS = Step(
         """,
     risk="""
         A signal waits for at most one optimizer step; a hang inside it (a collective that never
-        returns) is ended by a second signal only when the handlers are restored, so by SIGKILL. An
-        `interrupted` folder is still written where training has not made a step. Scripts that took
-        exit code 0 for an interrupted run see 130, 143 or 129. A change that puts a condition
-        around the two step calls in `train_epoch` has to put it around `_update` instead.
+        returns) is ended by a second signal only when the handlers are restored, so by SIGKILL.
+
+        Each rank defers for itself. Ranks that get the signal on two sides of an update stop one
+        step apart, as they could before; under DDP rank 0 alone saves, but with `--fsdp-shard` the
+        shards in that checkpoint would be of two steps. Agreeing on a step needs a collective,
+        which this change leaves out.
+
+        An `interrupted` folder is still written where training has not made a step. Scripts that
+        took exit code 0 for an interrupted run see 130, 143 or 129; under `torchrun`, which exits
+        with a code of its own when a worker fails, they see another one than 0. A change that puts
+        a condition around the two step calls in `train_epoch` has to put it around `_update`
+        instead.
         """,
     reproduction="reproduce_signals.py",
     files={
@@ -320,6 +357,12 @@ SIGNALS = Step(
                 Match("call", "handler.install"),
                 "self.shutdown_handler = handler",
                 where="before",
+            ),
+            statement(
+                "with_graceful_shutdown.decorator.wrapper",
+                Match("call", "logger.info"),
+                code.inside(_STOP, "where_it_is"),
+                where="instead",
             ),
         ),
         "train/trainer.py": (

@@ -1,7 +1,15 @@
 """Where the text goes on with a token that the drafter cannot say, it can be taught nothing."""
 
 from speculators_patches.export import code
-from speculators_patches.export.edits import field, imports, insert, parameter, statement, text
+from speculators_patches.export.edits import (
+    field,
+    flag,
+    imports,
+    insert,
+    parameter,
+    statement,
+    text,
+)
 from speculators_patches.export.source import Match
 from speculators_patches.export.spec import Spec, Step
 
@@ -74,6 +82,16 @@ SPEC = Spec(
                 "train/config/schema.py": (
                     field("LossArgs", "ttt_step_loss_decay", code.inside(_CODE, "setting")),
                 ),
+            },
+            beside={
+                "docs/cli/train.md": (
+                    flag(
+                        "--t2d-path",
+                        then="**`--mask-unsayable-positions`** (flag) EAGLE-3 with a reduced draft "
+                        "vocabulary: leave positions out of the loss whose next token is outside "
+                        "that vocabulary.",
+                    ),
+                )
             },
             tests={"tests/unit/models/test_mask_unsayable.py": "test_mask_unsayable.py"},
             differs="the same function `sayable`, taken from the overlay, whose acceptance counts "

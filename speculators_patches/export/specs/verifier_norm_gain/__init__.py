@@ -9,7 +9,7 @@ from speculators_patches.export.spec import Spec, Step
 SPEC = Spec(
     name="verifier_norm_gain",
     needed=SpecifierSet(">=0.9"),
-    related="#1090 (merged, 2026-09-07: the same for DFlash), #892 (open, 2026-08: Gemma 3)",
+    related="#1090 (merged, 2026-09-07: the same for DFlash), #892 (open, by 2026-08-02: Gemma 3)",
     steps=(
         Step(
             slug="eagle3-verifier-norm",

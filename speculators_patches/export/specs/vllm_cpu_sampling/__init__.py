@@ -7,7 +7,8 @@ from speculators_patches.export.spec import Spec, Step
 SPEC = Spec(
     name="vllm_cpu_sampling",
     package="vllm",
-    related="vllm#55005 (open, 2026-09-02), vllm#55006 (open), vllm#42638 (closed, 2026-05-14)",
+    related="vllm#55005 (open, 2026-09-02), vllm#55006 (open, 2026-09-02), "
+    "vllm#42638 (closed, 2026-05-14)",
     steps=(
         Step(
             slug="cpu-expand-kernel",
@@ -28,6 +29,10 @@ SPEC = Spec(
             risk="""
                 Only the CPU backend registers this function. A test compares it with what the
                 Triton kernel computes for every dtype that the rejection sampler passes.
+
+                vllm#55006 makes the same correction in the same function and was there first: where
+                it is merged nothing is left to do here. This is for whoever needs it before that;
+                its tests may be of use there.
                 """,
             reproduction="reproduce.py",
             files={

@@ -5,6 +5,7 @@ from speculators_patches.export.edits import (
     argument,
     expression,
     field,
+    flag,
     imports,
     insert,
     parameter,
@@ -19,7 +20,7 @@ _LOADERS = "create_train_val_loaders"
 
 SPEC = Spec(
     name="wait_for_producer",
-    related="#969 (merged, 2026-08: the circuit breaker)",
+    related="#969 (merged, after 2026-08-27: the circuit breaker)",
     steps=(
         Step(
             slug="wait-for-vllm",
@@ -90,6 +91,17 @@ SPEC = Spec(
                 "train/cli.py": (
                     argument("main", _LOADERS, "producer_wait=args.producer_wait", after="seed"),
                 ),
+            },
+            beside={
+                "docs/cli/train.md": (
+                    flag(
+                        "--max-retries",
+                        then="**`--producer-wait`** (float, default: `300.0`) Seconds to wait for "
+                        "a vLLM that can't be reached before samples are given up; `0` turns "
+                        "waiting off. With several ranks, keep it below the process group's "
+                        "timeout (10 minutes with NCCL).",
+                    ),
+                )
             },
             tests={"tests/unit/train/test_wait_for_vllm.py": "test_wait_for_vllm.py"},
             differs="the overlay probes the server, tells a sample at fault from a server that "
