@@ -7,7 +7,9 @@ at once; and a sample whose reader died stays for ever. Here
 
 - samples are pinned, so that none is evicted, and lie in this producer's own memory, so that they
   are lost with it and with nobody else;
-- a put without room or without a master waits for it, up to `room_s`;
+- a put without room or without a master waits for it, up to `room_s`, and one that had to be tried
+  again has succeeded only when its sample is there: Mooncake says 0 to a key that it knows, also
+  where the answer to an earlier try was lost on its way and nothing was written since;
 - what nobody has read within `unread_s` of its put is removed: its reader is dead, a living one
   reads within milliseconds;
 - a small object of the name `producer-<id>` says that this producer lives, to those who wait.
@@ -98,16 +100,21 @@ class PinnedStore:
 
     def _until_stored(self, key: str, attempt: Callable[[], int]) -> int:
         began = said = self._clock()
-        pause = _FIRST_PAUSE_S
-        while (status := attempt()) < 0:
+        pause, failed = _FIRST_PAUSE_S, 0
+        while True:
+            status = attempt()
+            # What a reader has fetched and removed by now is put again, and goes as unread.
+            if status >= 0 and (failed == 0 or self._store.is_exist(key) == 1):
+                break
+            failed = status if status < 0 else failed
             now = self._clock()
             if now - began >= self._patience.room_s:
-                return status
+                return failed
             if now - said >= _SAY_EVERY_S:
                 said = now
                 logger.warning(
                     "Mooncake has had no room or no master for %s for %.0f s (status %s); waiting",
-                    key, now - began, status,
+                    key, now - began, failed,
                 )  # fmt: skip
             self._sleep(pause)
             pause = min(_LONGEST_PAUSE_S, pause * 1.5)

@@ -64,6 +64,20 @@ class Producer:
         self._said = 0.0  # when the log was last told of the wait
         self._bytes_per_token = _BYTES_PER_TOKEN
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses that samples are asked of."""
+        return (self.url,)
+
+    @property
+    def asked(self) -> str:
+        """The address of the last request."""
+        return self.url
+
+    def answers(self, url: str, prompt: Sequence[int], discard: Callable[[str], None]) -> bool:
+        """Whether the server at `url`, one of `urls`, answers a request as long as `prompt` now."""
+        return self.problem([prompt[0]] * len(prompt), discard) is None
+
     def answered(self, sample: dict[str, Any]) -> None:
         """Hidden states have been had; what went wrong before is over."""
         self.has_answered = True

@@ -54,6 +54,20 @@ class Several(Producer):
         self._began: float | None = None  # of the first failure without an answer after it
         self._probes: threading.Thread | None = None
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """See Producer."""
+        return tuple(self._each)
+
+    @property
+    def asked(self) -> str:
+        """See Producer."""
+        return self._asked
+
+    def answers(self, url: str, prompt: Sequence[int], discard: _Discard) -> bool:
+        """See Producer."""
+        return self._each[url].answers(self._each[url].url, prompt, discard)
+
     @contextlib.contextmanager
     def turn(self, prompt: Sequence[int], discard: _Discard) -> Iterator[str]:
         """The address for the next request, which is for `prompt` (token ids)."""

@@ -8,8 +8,9 @@ as done the next time.
 Here a request that failed is asked again once the server answers and has room, as in training
 (`wait_for_producer`; the same settings). A file is checked and on the disk before it gets its name;
 one that cannot be read any more is made again. A sample at fault (refused, or failed three times by
-itself) is left out and named; more than SPECULATORS_PATCHES_MAX_LOST_SHARE (0.02) of them, or a
-server that stays away, are one sentence and exit code 1. The same command goes on.
+itself; `strikes` says what counts with several servers) is left out and named; more than
+SPECULATORS_PATCHES_MAX_LOST_SHARE (0.02) of them, or a server that stays away, are one sentence and
+exit code 1. The same command goes on.
 
 `--endpoint` also takes several addresses, separated by commas: each request goes to the server with
 the least to do, and one that failed is out until it answers (`extraction_servers`).
@@ -103,6 +104,14 @@ class _Run:
         found: str | None = await asyncio.to_thread(server.producer.problem, prompt, _discard)
         return found
 
+    async def is_enough(self, strikes: Any, prompt: Sequence[int]) -> bool:
+        """See `Strikes.enough`."""
+        by_url = {server.url: server.producer for server in self.servers.all}
+        found: bool = await asyncio.to_thread(
+            strikes.enough, lambda url: by_url[url].answers(url, prompt, _discard)
+        )
+        return found
+
     async def away(self, server: Any, recoveries: int, why: str, prompt: Sequence[int]) -> None:
         """See `Servers.away`."""
         await self.servers.away(server, recoveries, why, prompt, self.folder, _discard)
@@ -121,7 +130,10 @@ async def ask(client: Any, model: str, item: Mapping[str, Any], **options: Any) 
     run = _run
     if run is None:  # not asked by the command
         return await _ask(client, model, item, **options)
-    tokens, strikes = list(item["input_ids"]), 0
+    from speculators_patches.strikes import Strikes
+
+    tokens = list(item["input_ids"])
+    strikes = Strikes([server.url for server in run.servers.all], run.tries)
     while True:
         server = run.servers.free()
         recoveries = server.recoveries
@@ -143,10 +155,12 @@ async def ask(client: Any, model: str, item: Mapping[str, Any], **options: Any) 
         if whose == "refused" and await run.problem(server, tokens[:4]) is not None:
             whose = "away"  # it refuses anything: another program may have its port
         full = server.producer.has_no_room(tokens, run.folder)
-        strikes += whose in ("struck", "other") and not full
-        if whose == "refused" or strikes >= run.tries:
+        struck = whose in ("struck", "other") and not full
+        if struck:
+            strikes.add(server.url)
+        if whose == "refused" or (struck and await run.is_enough(strikes, tokens)):
             server.producer.not_to_blame()
-            times = "" if whose == "refused" else f" {strikes} times"
+            times = "" if whose == "refused" else f" {len(strikes)} times"
             raise SampleAtFault(f"its own request failed{times}: {why}")
         if whose != "other" or full:
             await run.away(server, recoveries, why, tokens)

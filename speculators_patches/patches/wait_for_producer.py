@@ -14,8 +14,10 @@ sentence and exit code 1, and `step_checkpoints` saves it on the way down.
 A sample that is itself at fault blocks nothing. One that the server refuses (4xx) is unavailable at
 once. One whose own request fails three times although the server answers others in between is
 unavailable too (SPECULATORS_PATCHES_SAMPLE_TRIES); it is asked by itself from its second time on,
-so that its neighbours are not taken for culprits. Both are named in the log and count as upstream's
-failures do. Hidden states that do not fit the sample or are not finite go upstream's own way.
+so that its neighbours are not taken for culprits; of several servers the failures of those that
+stay down do not count, up to a bound that saves the others (`strikes`). Both are named in the log
+and count as upstream's failures do. Hidden states that do not fit the sample or are not finite go
+upstream's own way.
 
 A request that hangs by itself while the server answers others is not seen from outside: it lasts
 --request-timeout seconds (120) at the most, is then one that failed, and is asked again.
@@ -179,14 +181,14 @@ def generate_once(self: Any, *args: Any) -> Any:
         Exception: as upstream's, for hidden states that do not fit.
     """
     from speculators_patches.producer import Gone
+    from speculators_patches.strikes import Strikes
 
     producer = _producer(self)
     if producer.gone is not None:
         raise Gone(producer.gone)
     tokens = args[-2]["input_ids"].tolist()
     discard = partial(_discard, self.transfer)
-    limit = patience.tries()
-    strikes = 0
+    strikes = Strikes(producer.urls, patience.tries())
     while True:
         try:
             if strikes:
@@ -206,10 +208,14 @@ def generate_once(self: Any, *args: Any) -> Any:
                 raise
             if whose == "refused" and producer.problem(tokens[:4], discard) is not None:
                 whose = "away"  # it refuses anything: another program may have its port
-            strikes += whose == "struck" and not producer.has_no_room(tokens, _folder())
-            if whose == "refused" or strikes >= limit:
+            struck = whose == "struck" and not producer.has_no_room(tokens, _folder())
+            if struck:
+                strikes.add(producer.asked)
+            if whose == "refused" or (
+                struck and strikes.enough(lambda url: producer.answers(url, tokens, discard))
+            ):
                 producer.not_to_blame()
-                times = "" if whose == "refused" else f" {strikes} times"
+                times = "" if whose == "refused" else f" {len(strikes)} times"
                 raise SampleAtFault(f"its own request failed{times}: {why}") from error
             self.client = None  # set up anew, which also looks who answers there
             producer.wait(why, tokens, _folder(), discard)

@@ -60,3 +60,13 @@ def test_a_server_that_is_gone_costs_no_sample(
     assert several["both_gone"]["code"] == 1
     assert "nothing accepts connections there" in several["both_gone"]["said"]
     assert "it goes on with what is left" in several["both_gone"]["said"]
+
+    # ---- eight servers and one sample ----
+    for name, right, asked, died in (
+        ("three_die", ALL, 4, 3),
+        ("it_kills", REST, 6, 6),
+        ("it_fails", REST, 3, 0),
+    ):
+        found = several[name]
+        assert (found["code"], found["right"], found["wrong"]) == (0, right, []), (name, found)
+        assert (found["asked"], found["died"]) == (asked, died), name

@@ -23,6 +23,12 @@ def test_work_goes_to_who_is_free_and_a_dead_one_costs_nothing(
         )
     )  # fmt: skip
     assert unpatched.startswith("unavailable True")
+    eight = found.pop("eight")
+    assert eight["three die"] == {"found": "sample", "asked": 4, "died": 3}
+    assert eight["it kills"]["found"].startswith("unavailable True False ")
+    assert eight["it kills"]["died"] == 6  # two are left to all others
+    assert eight["it fails"]["found"].startswith("unavailable True False ")
+    assert (eight["it fails"]["asked"], eight["it fails"]["died"]) == (3, 0)
     bad = found["a bad sample"]["samples"].pop(0)
     assert bad.startswith("unavailable True False ")
     assert "refused" not in bad

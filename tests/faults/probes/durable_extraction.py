@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from speculators_patches import apply
 from tests.faults import tiny
+from tests.faults.probes.eight import Eight
 from tests.faults.probes.scripted_producer import ScriptedProducer, states
 
 ROWS = 10
@@ -181,6 +182,27 @@ def play_several(folder: Path, data: Path, prompts: _Prompts) -> dict[str, Any]:
     return answer
 
 
+EIGHT: dict[str, Callable[[Eight, tuple[int, ...]], None]] = {
+    "three_die": lambda group, prompt: group.die_at(prompt, 3),
+    "it_kills": lambda group, prompt: group.die_at(prompt, 8),
+    "it_fails": lambda group, prompt: group.answer_500_to(prompt),
+}
+
+
+def play_eight(folder: Path, data: Path, prompts: _Prompts) -> dict[str, Any]:
+    """The same with eight servers, of which one sample sees some die."""
+    answer: dict[str, Any] = {}
+    os.environ["SPECULATORS_PATCHES_MAX_LOST_SHARE"] = "0.1"
+    for name, act in EIGHT.items():
+        group, out = Eight(folder / name), folder / f"{name}-out"
+        act(group, prompts[BAD])
+        code, said = command(group.servers[0], data, out, *group.servers[1:])
+        answer[name] = {"code": code, "said": said} | look(out, prompts)
+        answer[name] |= {"asked": group.asked(prompts[BAD]), "died": group.died}
+    del os.environ["SPECULATORS_PATCHES_MAX_LOST_SHARE"]
+    return answer
+
+
 def main() -> None:
     from datasets import Dataset
 
@@ -196,7 +218,8 @@ def main() -> None:
         if name == "patched":
             apply(only=["durable_extraction"])
         found.append(play(folder / name, data, prompts))
-    found.append(play_several(folder / "patched", data, prompts))
+    several = play_several(folder / "patched", data, prompts)
+    found.append(several | play_eight(folder / "patched", data, prompts))
     print(json.dumps(found), flush=True)
     assert threading.current_thread() is threading.main_thread()
     os._exit(0)  # timers and server threads have nothing left to say

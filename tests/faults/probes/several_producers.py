@@ -3,7 +3,8 @@
     python -m tests.faults.probes.several_producers FOLDER PATCH [...]
 
 Unpatched first, then with the patches. For each scenario: what came of its samples, and how many
-requests for samples each of the two got.
+requests for samples each of the two got. "eight": the same of one sample and eight producers, with
+how many of them died.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from speculators_patches import apply
 from tests.faults import tiny
+from tests.faults.probes.eight import Eight
 from tests.faults.probes.producer import show
 from tests.faults.probes.scripted_producer import ScriptedProducer
 
@@ -118,6 +120,30 @@ def play(folder: Path) -> tuple[dict[str, Any], Any, list[ScriptedProducer]]:
     return answer, dataset, servers
 
 
+EIGHT: dict[str, Callable[[Eight, _Prompt], None]] = {
+    "three die": lambda group, prompt: group.die_at(prompt, 3),
+    "it kills": lambda group, prompt: group.die_at(prompt, 8),
+    "it fails": lambda group, prompt: group.answer_500_to(prompt),
+}
+
+
+def play_eight(folder: Path) -> dict[str, Any]:
+    from speculators.train.data import ArrowDataset
+
+    prompt = tuple(tiny.sample(0)["input_ids"].tolist())
+    answer: dict[str, Any] = {}
+    for name, act in EIGHT.items():
+        group = Eight(folder / name)
+        dataset = ArrowDataset(
+            tiny.TOKENS, folder / "data", vllm_endpoint=group.urls, request_timeout=20,
+            max_retries=0, generation_validation_retries=0,
+        )  # fmt: skip
+        act(group, prompt)
+        found = show(dataset, 0, prompt)
+        answer[name] = {"found": found, "asked": group.asked(prompt), "died": group.died}
+    return answer
+
+
 def unpatched(folder: Path) -> str:
     """Upstream's data set told of two."""
     from datasets import Dataset
@@ -142,6 +168,7 @@ def main() -> None:
     before = unpatched(folders[0])
     apply(only=sys.argv[2:])
     patched, dataset, servers = play(folders[1])
+    patched["eight"] = play_eight(folders[1])
     patched["gone"] = gone_for_good(dataset, servers)
     print(json.dumps([before, patched]), flush=True)
     os._exit(0)  # timers and server threads have nothing left to say
