@@ -278,6 +278,9 @@ def _patches(m: Machine) -> Iterator[Finding]:
 
 def _memory(recipe: Recipe, m: Machine, real: bool) -> Iterator[Finding]:
     need = REAL_MEMORY if real else MINIATURE_MEMORY
+    if real and recipe.transfer == "mooncake":  # each producer lends its own
+        most = max(len(host.producers) for host in place(recipe).hosts)
+        need += int(most * recipe.mooncake_segment_gib * GIB)
     if m.memory_free is None:
         yield _warning("memory", "the free memory is unknown here", f"keep {_gb(need)} free")
     elif m.memory_free < need:

@@ -298,6 +298,8 @@ def plan(
             print()
             for line in outlook.lines(recipe, name, folder.root):
                 print(line)
+        elif recipe.transfer == "mooncake":
+            refusals.check(recipe, name, folder.root)
         if launcher is not None and out is not None:
             from recipes.spread import launch
             from recipes.spread.launch.job import Job

@@ -12,6 +12,7 @@ from recipes.spread.placement import Placement, place
 from recipes.train_memory import device_bytes
 
 GPU_BYTES = {"dgx-spark": 121e9, "h100": 80e9}
+STORED_ROWS = 2  # that a producer's Mooncake memory must hold
 # Filesystems that one machine alone sees.
 _LOCAL_FILESYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "f2fs"}
 
@@ -39,6 +40,7 @@ def check(recipe: Recipe, preset: str, run_dir: Path) -> Placement:
         )
     _check_memory(recipe, placement, GPU_BYTES[preset])
     _check_link(recipe, placement)
+    _check_store(recipe, placement, GPU_BYTES[preset] if preset == "dgx-spark" else None)
     if placement.is_spread:
         _check_folder(recipe, run_dir)
     return placement
@@ -72,6 +74,32 @@ def _check_link(recipe: Recipe, placement: Placement) -> None:
             f"tokens take {seconds:.0f} s over it, longer than request_timeout="
             f"{recipe.request_timeout:g}, so no row would ever arrive: take a faster link, or put "
             "producers beside the trainers."
+        )
+
+
+def _check_store(recipe: Recipe, placement: Placement, unified: float | None) -> None:
+    """As the connector at a server's start (`recipes.mooncake_hidden_states`), before it costs.
+
+    Args:
+        unified: bytes of a machine whose memory is its GPU's; None: the host's is not known here.
+    """
+    if recipe.transfer != "mooncake":
+        return
+    segment = recipe.mooncake_segment_gib * 2**30
+    row = (recipe.train_max_model_len or recipe.seq_len + 1) * token_bytes(recipe)
+    if segment < STORED_ROWS * row:
+        raise ConfigError(
+            f"mooncake_segment_gib={recipe.mooncake_segment_gib:g} holds fewer than {STORED_ROWS} "
+            f"rows of hidden states ({row / 1e9:.2g} GB each), and readers would wait for each "
+            "other for ever: raise it, or lower seq_len."
+        )
+    most = max(len(host.producers) for host in placement.hosts)
+    vllm = recipe.train_vllm_share * (unified or 0)
+    if unified is not None and vllm + most * segment > unified:
+        raise ConfigError(
+            f"mooncake_segment_gib={recipe.mooncake_segment_gib:g} for {most} on a machine and "
+            f"vLLM ({vllm / 1e9:.0f} GB, train_vllm_share={recipe.train_vllm_share}) do not fit "
+            f"into its {unified / 1e9:.0f} GB of memory: lower one."
         )
 
 

@@ -105,6 +105,9 @@ BROKEN: dict[str, tuple[Machine, str, dict[str, Any], str]] = {
     "little memory": (
         dataclasses.replace(GOOD_CPU, memory_free=2**30), "miniature", {}, "memory",
     ),
+    "memory lent to Mooncake": (
+        GOOD_GPU, "h100", {"transfer": "mooncake", "mooncake_segment_gib": 90}, "memory",
+    ),
     "a GPU in use": (
         dataclasses.replace(GOOD_GPU, gpus=(Gpu("H100", 80 * 2**30, 9 * 2**30),)),
         "h100", {}, "GPU",

@@ -197,6 +197,7 @@ def test_what_nobody_measured_is_called_that(tmp_path: Path) -> None:
         (["hosts=a,b", "network_gbit=0.005"], "take 148 s over it, longer than request_timeout"),
         (["hidden_states=offline", "transfer=mooncake"], "wants them as files"),
         (["trainers=3", "host_gpus=2"], "need a GPU each"),
+        (["transfer=mooncake", "mooncake_segment_gib=0.1"], "fewer than 2 rows of hidden states"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(tmp_path: Path, settings, part) -> None:
@@ -207,6 +208,13 @@ def test_what_cannot_work_is_refused_with_the_reason(tmp_path: Path, settings, p
 
 def test_a_share_too_large_for_two_is_fine_where_each_has_its_gpu(tmp_path: Path) -> None:
     refusals.check(recipe("train_vllm_share=0.95", "host_gpus=2"), "h100", tmp_path)
+
+
+def test_mooncake_memory_beyond_the_machines_is_refused(tmp_path: Path) -> None:
+    several = recipe("hosts=a,b", "transfer=mooncake", "mooncake_segment_gib=80")
+    refusals.check(several, "h100", tmp_path)  # its host's memory is not known here
+    with pytest.raises(ConfigError, match="do not fit into its 121 GB of memory: lower one"):
+        refusals.check(several, "dgx-spark", tmp_path)
 
 
 def test_the_miniature_is_of_one_machine(tmp_path: Path) -> None:
