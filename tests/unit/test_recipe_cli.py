@@ -142,3 +142,11 @@ def test_set_up_never_removes_what_it_did_not_make(tmp_path: Path) -> None:
     mark.write_text("begun")
     setup_venv.clear(precious, mark)
     assert not precious.exists()
+
+
+def test_plan_refuses_a_store_without_room_also_on_one_machine(tmp_path: Path) -> None:
+    words = ["plan", "--preset", "h100", "--run-dir", str(tmp_path / "run")]
+    words += ["--set", "transfer=mooncake", "--set", "mooncake_segment_gib=0.1"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert "holds fewer than 2 rows of hidden states" in done.output

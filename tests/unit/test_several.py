@@ -75,6 +75,17 @@ def test_a_failed_one_is_out_until_it_answers_and_nobody_waits(urls: list[str]) 
         time.sleep(0.05)
 
 
+def test_each_can_be_asked_whether_it_answers(urls: list[str]) -> None:
+    dead = "http://127.0.0.1:1/v1"
+    producers = Several([*urls, dead], 60.0)
+    assert producers.urls == (*urls, dead)
+    answers = [producers.answers(url, PROMPT, discard) for url in producers.urls]
+    assert answers == [True, True, False]
+    assert producers.asked == urls[0]
+    asked = ask(producers)
+    assert producers.asked == asked
+
+
 def test_another_process_that_was_killed_left_one_out(urls: list[str]) -> None:
     before = Several([*urls], 60.0)
     before._board.take_out(urls[0])
