@@ -77,13 +77,18 @@ def last_error(log: Path) -> str:
     plain = [
         re.sub(r"^\(\w+ pid=\d+\)\s*(ERROR [\d: -]+\[[^\]]*\]\s*)?", "", line) for line in lines
     ]
-    errors = [line for line in plain if re.match(r"^[\w.]*(Error|Exception|Interrupt)\b.*", line)]
+    # pydantic says what is wrong in the line behind its own.
+    joined = [
+        f"{line}: {plain[k + 1]}" if "validation error for" in line and k + 1 < len(plain) else line
+        for k, line in enumerate(plain)
+    ]
+    errors = [line for line in joined if re.match(r"^[\w.]*(Error|Exception|Interrupt)\b.*", line)]
     # vLLM wraps the cause: "Engine core initialization failed. See root cause above."
     causes = [e for e in errors if "See root cause above" not in e] or errors
     return (causes or [line for line in plain if line] or ["nothing was logged"])[-1][:400]
 
 
-def train(kind: Kind, body: Path, data: Path, out: Path) -> tuple[Path | None, str]:
+def train(kind: Kind, body: Path, data: Path, states: Path, out: Path) -> tuple[Path | None, str]:
     """(folder that vLLM can load, "") or (None, upstream's error)."""
     from recipes.upstream import newest_drafter
 
@@ -92,8 +97,8 @@ def train(kind: Kind, body: Path, data: Path, out: Path) -> tuple[Path | None, s
     argv = [
         sys.executable, "-m", "speculators_patches", "run", "--module", "speculators.train", "--",
         "--speculator-type", kind.name, "--verifier-name-or-path", str(body), "--data-path",
-        str(data), "--save-path", str(folder / "checkpoints"), "--log-dir", str(folder / "logs"),
-        *COMMON, *kind.flags,
+        str(data), "--hidden-states-path", str(states), "--save-path", str(folder / "checkpoints"),
+        "--log-dir", str(folder / "logs"), *COMMON, *kind.flags,
     ]  # fmt: skip
     log = folder / "train.log"
     with log.open("wb") as file:
@@ -165,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     body = options.run / "bodies" / "vanilla"
     data = options.run / "vanilla" / "prepare" / "dataset"
+    states = options.run / "vanilla" / "extract" / "hidden_states"
     prompts = load_workload(options.run / "bodies" / "prompts.heldout.jsonl")[: options.prompts]
     try:
         spec = ServerSpec("kinds-plain", str(body), dtype="float32", max_model_len=256)
@@ -178,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kind in KINDS:
         if options.kind and kind.name not in options.kind:
             continue
-        drafter, error = train(kind, body, data, options.out)
+        drafter, error = train(kind, body, data, states, options.out)
         outcome = (
             Outcome(kind.name, "training", error)
             if drafter is None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arm_verdict import EXIT_DEGENERATE
-from benchmarks.arms import NO_SPECULATION, Arm, Drafter, eagle3, multiply, with_server
+from benchmarks.arms import NO_SPECULATION, Arm, Drafter, multiply, with_server
 from benchmarks.bench_setup import Setup
 from benchmarks.client import Client, Reply
 from benchmarks.measurement import Measurement, measurements
@@ -23,6 +23,7 @@ from benchmarks.schema import ArmSpec, load
 from benchmarks.session import run_bench
 from benchmarks.summary import summarise
 from benchmarks.words import spoken
+from recipes import kinds
 from recipes.config import ConfigError, Recipe
 from recipes.process import StageError
 from recipes.run_folder import digest, file_digest
@@ -62,10 +63,12 @@ def bench_arms(recipe: Recipe, drafter: Path) -> list[Arm]:
     Args:
         drafter: folder of the fine-tuned one.
     """
-    known = [eagle3(FINE_TUNED, str(drafter))]
+    served = kinds.served(recipe.drafter_kind)
+    known = [Drafter(FINE_TUNED, {**served, "model": str(drafter)})]
     if recipe.draft_start:
-        known.append(eagle3(VANILLA, recipe.draft_start))
-    probabilistic = eagle3(FINE_TUNED, str(drafter), probabilistic=True)
+        known.append(Drafter(VANILLA, {**served, "model": recipe.draft_start}))
+    drawn = {**known[0].config, "draft_sample_method": "probabilistic"}
+    probabilistic = Drafter(f"{FINE_TUNED}, probabilistic", drawn)
     if recipe.bench_probabilistic:
         known.append(probabilistic)
     elif compares_drafting(recipe):

@@ -1,7 +1,8 @@
-"""The settings of a run: one frozen dataclass, three presets, and where each value came from.
+"""The settings of a run: one frozen dataclass, its presets, and where each value came from.
 
-Order of precedence: preset < `--config FILE` (TOML or JSON) < `--set key=value`. The resolved
-settings are written into the run folder, so a run can be read and repeated without its shell.
+Order of precedence: preset < a run folder's own settings < additions to the preset < `--config`
+(TOML or JSON) < `--set key=value`. The resolved settings are written into the run folder, so a run
+can be read and repeated without its shell.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-PRESETS = ("miniature", "dgx-spark", "h100")
+from recipes.presets import ADDITIONS, PRESETS, VALUES, added
+
+__all__ = ["ADDITIONS", "PRESETS", "ConfigError", "Recipe", "resolve", "split_preset"]
 
 
 class ConfigError(ValueError):
@@ -40,6 +43,12 @@ class Recipe:
     draft_start: str = _setting(
         "RedHatAI/gemma-4-26B-A4B-it-speculator.eagle3",
         "drafter to fine-tune, hub id or folder; empty = a fresh one (needs draft_vocab_size)",
+    )
+    drafter_kind: Literal["eagle3", "peagle", "dflash", "dspark"] = _setting(
+        "eagle3", "what is trained; draft_start must be of that kind, or empty"
+    )
+    mask_token_id: int | None = _setting(
+        None, "token for positions not drafted yet (not for eagle3); none = the tokenizer's mask"
     )
     draft_vocab_size: int | None = _setting(
         None, "draft vocabulary of a fresh drafter; a started one keeps its own"
@@ -231,45 +240,6 @@ def _listed(urls: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in urls.split(",") if part.strip()))
 
 
-# What each machine needs different from the published defaults.
-_PRESETS: dict[str, dict[str, Any]] = {
-    "dgx-spark": {},  # the published run's machine
-    "h100": {"bench_vllm_share": 0.9, "regenerate_concurrency": 256},
-    # Sizes from the prototype logged in benchmarks/README.md; body and drafter start are made by
-    # the recipe itself and filled in by recipes.miniature.
-    "miniature": {
-        "body": "",
-        "draft_start": "",
-        "target_layers": (1, 2, 3),
-        "body_layers": 4,
-        "seed": 0,
-        "prompts": "",
-        "samples": 320,
-        "regenerate_max_tokens": 96,
-        "regenerate_sampling": '{"temperature": 0.0}',
-        "regenerate_concurrency": 16,
-        "seq_len": 512,
-        "epochs": 3,
-        "lr": 2e-3,
-        "ttt_steps": 4,
-        "num_workers": 0,
-        "dtype": "float32",
-        # bfloat16 is emulated on most CPUs: a step took 1.9 s of it, most of that in the backward.
-        "hidden_states_dtype": "float32",
-        "bench_max_model_len": 256,
-        "serve_max_model_len": 256,
-        "kv_cache_dtype": "auto",
-        "tool_parser": "",
-        "serve_port": 0,
-        "bench_mtp": "",
-        "bench_dflash": "",
-        "bench_temperatures": (0.0, 0.7),
-        "bench_max_tokens": 96,
-        "start_timeout": 300.0,
-    },
-}
-
-
 def _parse(name: str, annotation: Any, text: Any) -> Any:
     """`text` (a string from --set, or a value from a file) as the field's type."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
@@ -341,6 +311,24 @@ def _read_file(path: Path) -> dict[str, Any]:
     return dict(settings)
 
 
+def split_preset(preset: str) -> tuple[str, list[str]]:
+    """`h100+ttt4` -> ("h100", ["ttt4"]).
+
+    Raises:
+        ConfigError: there is no such preset or addition.
+    """
+    machine, *additions = preset.split("+")
+    if machine not in PRESETS:
+        raise ConfigError(f"There is no preset {machine!r}; presets are {', '.join(PRESETS)}.")
+    for addition in additions:
+        if addition not in ADDITIONS:
+            raise ConfigError(
+                f"{addition!r} cannot be added to preset {machine}: there are "
+                f"{', '.join(ADDITIONS)}."
+            )
+    return machine, additions
+
+
 def resolve(
     preset: str,
     config_file: Path | None = None,
@@ -351,17 +339,17 @@ def resolve(
     """The settings and, for each changed one, where it came from.
 
     Args:
+        preset: a machine's, with additions behind it: `h100+ttt4`.
         saved: a run folder's settings, which hold until the file or an assignment changes them.
         saved_origin: where those came from.
 
     Raises:
         ConfigError: unknown preset, key or value, named with what is allowed.
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"There is no preset {preset!r}; presets are {', '.join(PRESETS)}.")
+    machine, additions = split_preset(preset)
     hints = typing.get_type_hints(Recipe)
-    values: dict[str, Any] = dict(_PRESETS[preset])
-    origin = dict.fromkeys(values, f"preset {preset}")
+    values: dict[str, Any] = dict(VALUES[machine])
+    origin = dict.fromkeys(values, f"preset {machine}")
 
     def put(name: str, raw: Any, source: str) -> None:
         if name not in hints:
@@ -375,6 +363,9 @@ def resolve(
         put(name, raw, "the run folder")
     if saved is not None:
         origin = dict(saved_origin or {})
+    for addition in additions:
+        values |= added(addition, machine)
+        origin |= dict.fromkeys(added(addition, machine), f"preset {addition}")
     if config_file is not None:
         for name, raw in _read_file(config_file).items():
             put(name, raw, str(config_file))
@@ -397,6 +388,16 @@ def _check(r: Recipe) -> None:
         raise ConfigError(
             "draft_start is empty, so draft_vocab_size must be set (e.g. 32000): a fresh drafter "
             "without it trains the body's whole vocabulary."
+        )
+    if r.drafter_kind != "eagle3" and r.draft_start.endswith("eagle3"):
+        raise ConfigError(
+            f"draft_start={r.draft_start} is an EAGLE-3 drafter and drafter_kind={r.drafter_kind}: "
+            "name a drafter of that kind, or --set draft_start= for a fresh one."
+        )
+    if r.drafter_kind != "eagle3" and r.best_by != "loss":
+        raise ConfigError(
+            f"best_by={r.best_by} is computed for eagle3 only: with drafter_kind={r.drafter_kind} "
+            "take best_by=loss."
         )
     if not r.target_layers or min(r.target_layers) < 0 or max(r.target_layers) >= r.body_layers:
         raise ConfigError(

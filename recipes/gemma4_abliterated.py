@@ -24,7 +24,14 @@ from typing import Annotated
 import typer
 
 from recipes import plan as planning
-from recipes.config import PRESETS, ConfigError, Recipe, resolve
+from recipes.config import (
+    ADDITIONS,
+    PRESETS,
+    ConfigError,
+    Recipe,
+    resolve,
+    split_preset,
+)
 from recipes.display import Display
 from recipes.process import StageError
 from recipes.run_folder import RunFolder
@@ -48,7 +55,8 @@ Preset = Annotated[
     str | None,
     typer.Option(
         "--preset",
-        help=f"One of {', '.join(PRESETS)} [default: the run folder's, else miniature].",
+        help=f"One of {', '.join(PRESETS)}, with +{', +'.join(ADDITIONS)} behind it if wanted "
+        "[default: the run folder's, else miniature].",
     ),
 ]
 Set = Annotated[
@@ -104,15 +112,17 @@ def _resolve(
     if saved is None:
         preset = preset or "miniature"
         recipe, origin = resolve(preset, config, assignments or [])
-        return recipe, origin, run, preset
-    if preset not in (None, saved["preset"]):
+        return recipe, origin, run, split_preset(preset)[0]
+    machine, additions = split_preset(preset or saved["preset"])
+    if machine != saved["preset"]:
         raise ConfigError(
             f"{run.root} holds a run of preset {saved['preset']}; give another --run-dir for "
-            f"{preset}, or leave --preset out to go on with that run."
+            f"{machine}, or leave --preset out to go on with that run."
         )
     recipe, origin = resolve(
-        saved["preset"], config, assignments or [], saved["settings"], saved["origin"]
-    )
+        "+".join([machine, *additions]), config, assignments or [], saved["settings"],
+        saved["origin"],
+    )  # fmt: skip
     return recipe, origin, run, saved["preset"]
 
 
@@ -233,6 +243,7 @@ def serve(
 ) -> None:
     """Print the production command for the trained drafter, or run it."""
     from recipes import stages
+    from recipes.drafting_choice import choose
     from recipes.vllm_server import command
 
     with _clear_errors():
@@ -242,6 +253,7 @@ def serve(
 
             recipe = pipeline.with_bodies(recipe, folder)
         argv = command(stages.production_spec(recipe, folder))
+        print(f"# {choose(recipe, folder).reason}", file=sys.stderr)
         print(shlex.join(argv))
         if run:
             sys.stdout.flush()

@@ -27,6 +27,8 @@ H100_STEP_S = 0.048
 POSITION_SHARE = 0.33
 # One exact checkpoint: trained weights and two moments in float32 (benchmarks/checkpoint_stall.py).
 EXACT_CHECKPOINT_BYTES = 1_190_000_000
+# What vLLM 0.32 serves at once by default on a GPU of 70 GiB or more.
+MAX_NUM_SEQS = 1024
 
 
 def tokens_of(recipe: Recipe) -> float:
@@ -109,7 +111,12 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
             "deleted once read; files of aborted requests are swept"
         )
     drafted = recipe.num_speculative_tokens
-    if drafted > recipe.ttt_steps:
+    if recipe.drafter_kind != "eagle3":
+        yield (
+            f"kind: times, memory and sizes here are an eagle3 drafter's; a {recipe.drafter_kind} "
+            "one's are not measured"
+        )
+    elif drafted > recipe.ttt_steps:
         yield (
             f"positions: {drafted} are drafted in serve and {recipe.ttt_steps} trained; "
             f"ttt_steps={drafted} would train all, with "
@@ -130,9 +137,11 @@ def serve(recipe: Recipe) -> Iterator[str]:
     """How production will draft, and what drafts drawn from a distribution keep in memory."""
     if recipe.draft_sample_method == "greedy" or recipe.serve_temperature == 0:
         return
-    kept = recipe.num_speculative_tokens * VOCABULARY * 4
+    drafts = recipe.num_speculative_tokens * VOCABULARY
     yield (
-        f"memory: probabilistic drafts (draft_sample_method={recipe.draft_sample_method}) keep "
-        f"{recipe.num_speculative_tokens} x {VOCABULARY} float32 probabilities a request, "
-        f"{kept / 2**20:.0f} MiB, and as much again while a token is drawn (from vLLM's source)"
+        f"memory: probabilistic drafts (draft_sample_method={recipe.draft_sample_method}): vLLM's "
+        f"V2 runner reserves {recipe.num_speculative_tokens} x {VOCABULARY} bfloat16 logits for "
+        f"each of max_num_seqs requests, {2 * drafts * MAX_NUM_SEQS / 1e9:.1f} GB for the default "
+        f"of {MAX_NUM_SEQS} (lower: --set vllm_extra=--max-num-seqs,16); V1 keeps "
+        f"{4 * drafts / 2**20:.0f} MiB of float32 a request (from vLLM's source, not measured)"
     )

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes import kinds
 from recipes.config import ConfigError, Recipe
+from recipes.kinds import DrafterKind
 from recipes.vllm.mooncake import Store
 from recipes.vllm_server import ServerSpec
 
@@ -94,9 +96,11 @@ def alike(spec: ServerSpec, count: int, gpus: Sequence[str] = ()) -> list[Server
     ]
 
 
-def drafting(drafter: Path, n: int, method: str = "greedy") -> dict[str, Any]:
-    """vLLM's speculative config for an EAGLE-3 drafter; greedy, its default, is left unsaid."""
-    config: dict[str, Any] = {"method": "eagle3", "model": str(drafter)}
+def drafting(
+    drafter: Path, n: int, method: str = "greedy", kind: DrafterKind = "eagle3"
+) -> dict[str, Any]:
+    """vLLM's speculative config for a drafter; greedy, vLLM's default, is left unsaid."""
+    config: dict[str, Any] = {**kinds.served(kind), "model": str(drafter)}
     if method != "greedy":
         config["draft_sample_method"] = method
     return {**config, "num_speculative_tokens": n}
@@ -117,7 +121,9 @@ def production_server(recipe: Recipe, drafter: Path, method: str = "greedy") -> 
         name="serve",
         model=recipe.body,
         port=recipe.serve_port,
-        speculative_config=drafting(drafter, recipe.num_speculative_tokens, method),
+        speculative_config=drafting(
+            drafter, recipe.num_speculative_tokens, method, recipe.drafter_kind
+        ),
         max_model_len=recipe.serve_max_model_len,
         dtype=recipe.dtype,
         gpu_memory_utilization=recipe.serve_vllm_share,

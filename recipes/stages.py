@@ -36,7 +36,7 @@ from recipes.stage import (
     stage,
     trained_drafter,
 )
-from recipes.vllm_server import Endpoint, ServerSpec, command
+from recipes.vllm_server import Endpoint, ServerSpec, command, installed
 
 
 def train(ctx: Context) -> None:
@@ -70,6 +70,15 @@ def train(ctx: Context) -> None:
                 "vllm_extra",
             )
         },
+        **(
+            {
+                "drafter_kind": recipe.drafter_kind,
+                "mask_token_id": recipe.mask_token_id,
+                "num_speculative_tokens": recipe.num_speculative_tokens,
+            }
+            if recipe.drafter_kind != "eagle3"
+            else {}
+        ),
         # What more trainers learn is another thing: a step is of so many batches.
         **({"trainers": recipe.trainers, "fsdp": recipe.fsdp} if recipe.trainers > 1 else {}),
     }
@@ -132,7 +141,16 @@ def train(ctx: Context) -> None:
 
 
 def _check_start(recipe: Recipe) -> None:
-    """A local drafter reads the layers that the server will write, or nothing is started."""
+    """What would be found out only after the training; then nothing is started.
+
+    A local drafter reads the layers that the server will write; the kind can be served here.
+    """
+    vllm = installed()
+    if recipe.drafter_kind == "dspark" and vllm is not None and vllm.cpu:
+        raise StageError(
+            "train: a dspark drafter cannot be served here: vLLM does that with its V2 model "
+            "runner only, which needs a GPU. Take another drafter_kind, or train it on one."
+        )
     config = Path(recipe.draft_start) / "config.json"
     if not recipe.draft_start or not config.is_file():
         return

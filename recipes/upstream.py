@@ -16,6 +16,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from recipes import kinds
 from recipes.config import Recipe
 from recipes.spread import torchrun
 from recipes.vllm.mooncake import Store
@@ -216,7 +217,7 @@ def train(
     """
     accelerator = has_accelerator() if accelerator is None else accelerator
     arguments = [
-        "--speculator-type", "eagle3",
+        "--speculator-type", recipe.drafter_kind,
         "--verifier-name-or-path", recipe.body,
         "--data-path", str(data),
         "--save-path", str(output),
@@ -227,7 +228,7 @@ def train(
         "--optimizer", recipe.optimizer,
         "--lr", str(recipe.lr),
         "--scheduler-type", recipe.scheduler,
-        "--ttt-steps", str(recipe.ttt_steps),
+        *kinds.training_flags(recipe),
         "--seed", str(recipe.seed),
         "--hidden-states-dtype", recipe.hidden_states_dtype,
         "--loss-implementation", loss_implementation(recipe, accelerator)[0],

@@ -19,6 +19,7 @@ import httpx
 
 from benchmarks.client import BenchError
 from benchmarks.prompts import WorkloadPrompt
+from benchmarks.schedule import seed_of
 from recipes.vllm import probes
 from recipes.vllm.hidden_state_files import discard, discard_when_written, wait_until_written
 from recipes.vllm_server import Endpoint
@@ -55,6 +56,7 @@ class Answer:
 class Wanted:
     """What is collected: it depends on these and on nothing else.
 
+    `seeds` names how they follow from `seed`: answers drawn otherwise are of another collection.
     `layers` are the body's layers whose states are kept, its last one at the end. `request` is
     merged into every chat request (chat_template_kwargs and the like).
     """
@@ -65,6 +67,7 @@ class Wanted:
     max_tokens: int
     seed: int
     request: dict[str, Any]
+    seeds: str = "by answer"
 
 
 class Collection:
@@ -133,6 +136,12 @@ class Collection:
             )
         return states
 
+    def _seed(self, prompt: WorkloadPrompt, repeat: int, what: str = "answer") -> int:
+        """Another one for each answer: prompts that share their random numbers are as good as one
+        sample of them, however many they are.
+        """
+        return seed_of(f"{prompt.id}/{repeat}/{what}", self.wanted.seed)
+
     def _one(
         self,
         http: httpx.Client,
@@ -142,7 +151,7 @@ class Collection:
         repeat: int,
     ) -> Answer:
         where = f"prompt {prompt.id}"
-        drawing = {"temperature": temperature, "seed": self.wanted.seed + 7919 * repeat}
+        drawing = {"temperature": temperature, "seed": self._seed(prompt, repeat)}
         common = {"model": model, "return_token_ids": True}
         reply = _post(
             http, "/v1/chat/completions", where,
@@ -158,7 +167,7 @@ class Collection:
         reply = _post(
             http, "/v1/completions", where,
             {**common, "prompt": ids, "max_tokens": self.wanted.depth, "ignore_eos": True,
-             **drawing},
+             **drawing, "seed": self._seed(prompt, repeat, "beyond")},
         )  # fmt: skip
         _forget(reply)
         ids += reply["choices"][0]["token_ids"]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # Positions whose full-vocabulary distributions are held at once: 262,144 float32 each.
 CHUNK = 256
 GREEDY, PROBABILISTIC = "greedy", "probabilistic"
+# Drafts drawn from q and verified as a block. Greedy ones are accepted as by the standard method:
+# a drafted prefix stands at most as often as the body says it, which both reach.
+BLOCK = "probabilistic, block"
 # What is walked besides: the same with the body's own states at every depth (teacher-forced), and
 # the best that any drafter could do with greedy drafts.
 FORCED = {GREEDY: "greedy, teacher-forced", PROBABILISTIC: "probabilistic, teacher-forced"}
@@ -135,6 +138,8 @@ def _row(
         for way, chances in accepts.items()
     }
     ratios = table("log_ratio", missing=-np.inf)
+    blocks = walk.block_standing(ratios)
+    counts[BLOCK] = tuple(walk.count_reaching(blocks[:, :n]) for n in range(1, depth + 1))
     sums = {name: _sum(table(name)) for name in MEANS}
     return Row(
         answer.prompt_id,
@@ -146,7 +151,7 @@ def _row(
         counts,
         sums,
         tuple(int(np.isinf(table("kl")[:, k]).sum()) for k in range(depth)),
-        _sum(walk.block_standing(ratios)),
+        _sum(blocks),
         _sum(np.cumprod(walk.standing(ratios), axis=1)),
         top,
         capped,

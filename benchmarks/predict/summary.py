@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import stats
 from benchmarks.break_even import StepCost
-from benchmarks.predict.evaluate import GREEDY, MEANS, PROBABILISTIC, Row
+from benchmarks.predict.evaluate import BLOCK, GREEDY, MEANS, PROBABILISTIC, Row
 from benchmarks.schema import ArmSpec, RequestRow, Results
 
 ALL = "all"
@@ -112,10 +112,14 @@ def reach(rows: Sequence[Row], cap: float | None) -> dict[str, Any]:
 
 
 def sample_method(arm: ArmSpec) -> str:
-    """greedy or probabilistic, as vLLM's V1 runner really drafts with the arm's config."""
+    """The way of drafting, one of a row's `counts`, that an arm's config asks for.
+
+    vLLM does as asked, or the server was refused (`recipes.vllm.drafting`).
+    """
     config = arm.speculative_config or {}
-    standard = config.get("rejection_sample_method", "standard") == "standard"
-    return str(config.get("draft_sample_method", GREEDY)) if standard else GREEDY
+    way = str(config.get("draft_sample_method", GREEDY))
+    block = config.get("rejection_sample_method") == "block"
+    return BLOCK if block and way == PROBABILISTIC else way
 
 
 def arms_of(results: Results, drafter: str, body: str) -> list[ArmSpec]:

@@ -64,8 +64,16 @@ def count(accepts: Array) -> Counts:
     Returns:
         The counts of the chain that starts at the first token, which the prompt's pass gives.
     """
-    starts, n = accepts.shape
-    reach = np.cumprod(accepts, axis=1)
+    return count_reaching(np.asarray(np.cumprod(accepts, axis=1), dtype=np.float64))
+
+
+def count_reaching(reach: Array) -> Counts:
+    """The same from the chance, at each start, that a step accepts so many drafts or more.
+
+    Args:
+        reach: [starts, n] float64, not increasing along a row; what `block_standing` gives.
+    """
+    starts, n = reach.shape
     visits = np.zeros(starts + n + 1)
     visits[0] = 1.0
     for s in range(starts):

@@ -86,7 +86,7 @@ def _positions(cell: dict[str, Any]) -> Iterator[str]:
     if cell["temperature"] > 0:
         yield (
             f"    probabilistic, every start alike: {rates(cell['standard'])}; with block "
-            f"verification (vLLM's V2 runner only) {rates(cell['block'])}"
+            f"verification {rates(cell['block'])}"
         )
 
 

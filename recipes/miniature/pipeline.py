@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes import stages
+from recipes import kinds, stages
 from recipes.bench_stage import NO_SPECULATION, bench, compares_drafting, one_arm
 from recipes.config import Recipe
 from recipes.miniature import report
@@ -235,8 +235,9 @@ def make_bodies(ctx: Context) -> None:
 def _bench(ctx: Context, vanilla: Context) -> None:
     """The recipe's bench of drafter B, and beside it drafter A on both bodies."""
     n = ctx.recipe.num_speculative_tokens
-    a = {"method": "eagle3", "model": str(trained_drafter(vanilla.run))}
-    b = {"method": "eagle3", "model": str(trained_drafter(ctx.run))}
+    served = kinds.served(ctx.recipe.drafter_kind)
+    a = {**served, "model": str(trained_drafter(vanilla.run))}
+    b = {**served, "model": str(trained_drafter(ctx.run))}
     arms = [
         one_arm(ctx.recipe, report.A_VANILLA, n, a, body=vanilla.recipe.body),
         one_arm(ctx.recipe, report.A_ABLITERATED, n, a),

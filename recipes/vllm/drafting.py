@@ -5,16 +5,22 @@ rejection sampler nor, once that is set, at `draft_sample_method` (v1/spec_decod
 llm_base_proposer.py keeps the draft's distribution only with the standard method): such a server
 starts, says nothing, and verifies greedy drafts the standard way. V2 does as it is told. V1 is used
 on a CPU, with VLLM_USE_V2_MODEL_RUNNER=0, and where V2 lacks something (its log says what).
+
+On a CPU, where `cpu_entry` starts the servers, the patch block_verification_on_v1 makes V1 do as it
+is told; elsewhere the setting is refused where V1 is known to be used.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 DraftSampleMethod = Literal["greedy", "probabilistic"]
 _FALSE = {"0", "false", "no"}
+BLOCK_PATCH = "block_verification_on_v1"
 # What vLLM's log says when it falls back.
 FELL_BACK = "using the V1 model runner instead"
 
@@ -27,10 +33,30 @@ def ignored(config: Mapping[str, Any] | None, *, cpu: bool, env: Mapping[str, st
         env: the server's environment beyond this process's.
     """
     chosen = {**os.environ, **env}.get("VLLM_USE_V2_MODEL_RUNNER", "").lower()
-    first = cpu and chosen in ("", *_FALSE)
-    if not (first or chosen in _FALSE):
+    if cpu or chosen not in _FALSE:
         return None
-    return on_v1(config, "a CPU" if cpu else "VLLM_USE_V2_MODEL_RUNNER=0")
+    return on_v1(config, "VLLM_USE_V2_MODEL_RUNNER=0")
+
+
+def block_config(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The speculative config among a vLLM server's arguments, if it asks for block verification."""
+    for name, value in itertools.pairwise(arguments):
+        if name == "--speculative-config":
+            config: dict[str, Any] = json.loads(value)
+            if config.get("rejection_sample_method") == "block":
+                return config
+    return None
+
+
+def verify_blocks() -> bool:
+    """Patches the V1 runner of this process; False where the patch is not made for this vLLM.
+
+    Raises:
+        PatchRefused: vLLM's source is not the one that it was written for.
+    """
+    import speculators_patches
+
+    return speculators_patches.apply(only=[BLOCK_PATCH]).row(BLOCK_PATCH).active
 
 
 def on_v1(config: Mapping[str, Any] | None, why: str) -> str | None:

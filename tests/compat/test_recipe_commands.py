@@ -38,6 +38,8 @@ recipes = [
                                 "minimum_valid_tokens=3", "thinking=true",
                                 "checkpoint_keep_every=9"])[0],
     resolve("dgx-spark", None, ["draft_start=", "draft_vocab_size=32000"])[0],
+    *(resolve(f"h100+{kind}", None, ["mask_token_id=3"])[0]
+      for kind in ("peagle", "dflash", "dspark")),
 ]
 for recipe in recipes:
     parse(upstream.regenerate(recipe, endpoints=["http://a", "http://b"], outfile=place, limit=3))

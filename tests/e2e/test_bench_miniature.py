@@ -154,6 +154,27 @@ def test_every_kind_of_drafter_is_served_or_refused_in_words(
     print(pair["words"])
 
 
+def test_drafts_are_verified_as_a_block(run_folder: Path, tmp_path: Path) -> None:
+    """On the V1 runner, which knows no blocks by itself (patch block_verification_on_v1)."""
+    config = {"method": "eagle3", "model": str(drafter(run_folder)), "num_speculative_tokens": 4,
+              "draft_sample_method": "probabilistic"}  # fmt: skip
+    done = bench(
+        run_folder, tmp_path, "--temperature", "0", "0.7", "--arm", f"drawn={json.dumps(config)}",
+        "--arm", f"block={json.dumps({**config, 'rejection_sample_method': 'block'})}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr + done.stdout
+    cells = [c for c in summary_of(tmp_path)["cells"] if c["n"]]
+    assert {c["arm"] for c in cells} == {"drawn", "block"}
+    for c in cells:
+        assert not c["barred"], c["barred"]
+        if c["temperature"] == 0:
+            assert c["lossless"]["unexplained"] == 0
+    logs = {p.name: "verified as a block" in p.read_text() for p in tmp_path.glob("logs/*n-4*.log")}
+    assert logs == {"vllm-bench-drawn-n-4.log": False, "vllm-bench-block-n-4.log": True}
+    for pair in summary_of(tmp_path)["pairs"]:
+        print(pair["arm"], pair["against"], pair["temperature"], pair["tokens_per_step"])
+
+
 def test_a_recommended_schedule_is_served(run_folder: Path, tmp_path: Path) -> None:
     """n by batch size, as the bench recommends it, through vLLM's parser, engine and scheduler."""
     chosen = [Choice("B", "w", at_once, n, None, "") for at_once, n in ((1, 4), (2, 2), (16, 0))]

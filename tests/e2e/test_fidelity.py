@@ -204,32 +204,45 @@ def test_targets_equal_what_is_served_at_every_position(
     # One bfloat16 step of a logit near 5 is 0.03, of a probability then 3 %; states and logits are
     # each rounded once by vLLM and once by the trainer.
     limit = 0.03 if dtype == "bfloat16" else 2e-4
-    # transformers computes the layers themselves anew, every one of them rounded.
-    loose = 0.2 if dtype == "bfloat16" else 1e-3
-    farthest = {"vllm": 0.0, "transformers": 0.0}
+    far: dict[str, list[torch.Tensor]] = {}
     batches = train(name, there, pruned, tmp_path)
     assert any((b["documents"].max() >= 1) for b in batches), "no batch holds two conversations"
     sayable = batches[0].get("sayable")
     assert (sayable is not None) == pruned
     model = hugging_face(there.folder / "body", dtype)
+    # The same weights, nothing else rounded.
+    exact = hugging_face(there.folder / "body", dtype).float()
     seen, uncapped = 0, []
     for ids, targets in documents(batches):
         # Upstream drops a row's first token: position i has token i + 1 and the target behind it.
         row = next(n for n, row in enumerate(there.rows) if row[1:] == ids.tolist())
         with torch.no_grad():
             hf = model(input_ids=torch.tensor([there.rows[row]])).logits[0].float()
+            unrounded = exact(input_ids=torch.tensor([there.rows[row]])).logits[0]
         chosen = slice(None) if sayable is None else sayable
         vllm = there.says[row][1:, chosen].softmax(-1)
         mine = targets.float().softmax(-1)
-        for other, said in (("vllm", vllm), ("transformers", hf[1:, chosen].softmax(-1))):
-            farthest[other] = max(farthest[other], float(total_variation(mine, said).max()))
+        said, truth = (x[1:, chosen].softmax(-1) for x in (hf, unrounded))
+        for name_of, one, other in (
+            ("vllm", mine, vllm), ("transformers", mine, said), ("exact", mine, truth),
+            ("transformers to exact", said, truth),
+        ):  # fmt: skip
+            far.setdefault(name_of, []).append(total_variation(one, other))
         if cap < 100:
             raw = torch.atanh((hf[1:, chosen] / cap).clamp(-0.999999, 0.999999)) * cap
             uncapped.append(total_variation(raw.softmax(-1), vllm))
         seen += len(ids)
-    print(json.dumps({"body": name, "pruned": pruned, "positions": seen, **farthest}))
-    assert farthest["vllm"] < limit
-    assert farthest["transformers"] < loose
+    largest = {other: float(torch.cat(found).max()) for other, found in far.items()}
+    mean = {other: float(torch.cat(found).mean()) for other, found in far.items()}
+    print(json.dumps({"body": name, "pruned": pruned, "positions": seen, **largest, "mean": mean}))
+    assert largest["vllm"] < limit
+    if dtype == "float32":
+        assert largest["transformers"] < 1e-3
+    else:
+        # transformers computes the layers themselves anew, every one of them rounded. How far that
+        # leads away is measured on itself; the targets are as near to the exact result.
+        assert mean["exact"] < 1.25 * mean["transformers to exact"]
+        assert largest["exact"] < 2 * largest["transformers to exact"]
     trained = [row for row in there.rows if row[1:] in [i.tolist() for i, _ in documents(batches)]]
     assert seen == sum(len(row) - 1 for row in trained)
     assert len(trained) >= len(there.rows) - 1, "one conversation may validate"

@@ -39,6 +39,8 @@ AFTER = {
 DIRECTLY: dict[str, tuple[Any, str]] = {
     "body": ("another/body", "regenerate prepare train bench serve"),
     "draft_start": ("another/drafter", "train bench"),
+    "drafter_kind": ("peagle", "train bench serve"),
+    "mask_token_id": (5, ""),  # with another drafter_kind: train
     "draft_vocab_size": (77, "train"),
     "target_layers": ((1, 2, 3), "train"),
     "body_layers": (31, "train"),

@@ -12,9 +12,9 @@ from benchmarks.schema import ArmSpec, RequestRow, Results
 from recipes.config import Recipe
 from recipes.drafting_choice import from_bench
 from recipes.server_specs import production_server
-from recipes.vllm import drafting
+from recipes.vllm import cpu_entry, drafting
 from recipes.vllm.errors import ServerError
-from recipes.vllm.spec import Installed, ServerSpec, command
+from recipes.vllm.spec import Installed, ServerSpec, arguments, command
 
 CPU = Installed(Version("0.32.0"), cpu=True)
 GPU = Installed(Version("0.32.0"), cpu=False)
@@ -29,12 +29,25 @@ def test_what_the_v1_runner_ignores_is_refused(
 ) -> None:
     monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
     spec = ServerSpec("s", "m", speculative_config=config)
-    with pytest.raises(ServerError, match=lost):
-        command(spec, CPU)
     command(spec, GPU)  # V2, as far as one can tell beforehand
-    with pytest.raises(ServerError, match="VLLM_USE_V2_MODEL_RUNNER=0"):
-        command(dataclasses.replace(spec, env={"VLLM_USE_V2_MODEL_RUNNER": "0"}), GPU)
-    command(dataclasses.replace(spec, env={"VLLM_USE_V2_MODEL_RUNNER": "1"}), CPU)
+    first = dataclasses.replace(spec, env={"VLLM_USE_V2_MODEL_RUNNER": "0"})
+    with pytest.raises(ServerError, match=f"VLLM_USE_V2_MODEL_RUNNER=0.*{lost}"):
+        command(first, GPU)
+    command(spec, CPU)  # V1, which is patched
+
+
+@pytest.mark.parametrize("config", [BLOCK, BOTH])
+def test_on_a_cpu_the_v1_runner_is_patched_or_the_server_ends(
+    config: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = arguments(ServerSpec("s", "m", speculative_config=config), CPU)
+    assert drafting.block_config(given) == config
+    monkeypatch.setattr(drafting, "verify_blocks", lambda: False)
+    with pytest.raises(SystemExit, match=r"has no effect here.*\(a CPU\)"):
+        cpu_entry.serve(given, 1)
+    for other in (None, EAGLE):
+        spec = ServerSpec("s", "m", speculative_config=other)
+        assert drafting.block_config(arguments(spec, CPU)) is None
 
 
 def test_what_works_is_not_refused() -> None:

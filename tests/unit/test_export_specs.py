@@ -34,6 +34,7 @@ SHOWN_BY = {
     "step-cadence": "tests/faults/test_step_checkpoints.py",
     "resumable-interrupt": "tests/faults/test_step_checkpoints.py",
     "cpu-hidden-states": "tests/e2e/test_vllm_server.py",
+    "v1-refuses-block-verification": "tests/compat/test_block_verification_on_v1.py",
 }
 
 

@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
-from recipes import plan, upstream
-from recipes.config import resolve
+from recipes import plan, plan_costs, stages, upstream
+from recipes.config import ConfigError, resolve
+from recipes.kinds import KINDS, served
+from recipes.process import StageError
 from recipes.run_folder import RunFolder
 from recipes.server_specs import extraction_server, production_server
+from recipes.vllm_server import Installed
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,6 +125,43 @@ def test_the_bodys_last_layer_is_extracted_too(tmp_path):
     assert extraction_server(local, tmp_path).extraction_layers == (2, 15, 27, 7)
 
 
+def test_what_probabilistic_drafts_keep_is_told_where_they_may_be_used() -> None:
+    told = "\n".join(plan_costs.serve(resolve("h100", None, ["draft_sample_method=auto"])[0]))
+    assert "2.1 GB for the default of 1024" in told  # 4 x 262144 x 2 bytes x 1024
+    assert "4 MiB of float32" in told
+    for setting in ("draft_sample_method=greedy", "serve_temperature=0"):
+        assert not list(plan_costs.serve(resolve("h100", None, [setting])[0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_is_trained_and_served_as_such(kind: str, tmp_path: Path) -> None:
+    preset = "h100" if kind == "eagle3" else f"h100+{kind}"
+    recipe, _ = resolve(preset)
+    stages = {s.name: s for s in plan.make_plan(recipe, RunFolder(tmp_path), "h100")}
+    trained = " ".join(word for _, argv in stages["train"].commands for word in argv)
+    assert f"--speculator-type {kind}" in trained
+    assert ("--ttt-steps" in trained) == (kind == "eagle3")
+    said = "\n".join(stages["train"].costs)
+    assert ("are not measured" in said) == (kind != "eagle3")
+    config = production_server(recipe, Path("D")).speculative_config or {}
+    assert served(recipe.drafter_kind).items() <= config.items()
+    assert config["model"] == "D"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["drafter_kind=peagle"], "is an EAGLE-3 drafter"),
+        (["drafter_kind=dflash", "draft_start=", "draft_vocab_size=32000", "best_by=greedy-tokens"],
+         "eagle3 only"),
+        (["drafter_kind=mtp"], "not one of eagle3"),
+    ],
+)  # fmt: skip
+def test_a_kind_that_cannot_be_is_refused(settings: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        resolve("h100", None, settings)
+
+
 @pytest.mark.parametrize("preset", ["dgx-spark", "h100", "miniature"])
 def test_plan_prints_every_stage_and_writes_nothing(tmp_path, preset):
     done = cli("plan", "--preset", preset, "--run-dir", str(tmp_path / "run"))
@@ -164,3 +205,19 @@ def test_a_run_folder_remembers_its_preset_and_settings(tmp_path):
     assert again.stdout.startswith("# preset h100")
     assert "lr = 0.125" in again.stdout
     assert "epochs = 3" in cli("settings", "--run-dir", folder, "--set", "epochs=3").stdout
+
+
+def test_a_kind_that_this_vllm_cannot_serve_is_refused_before_it_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """DSpark needs vLLM's V2 model runner, and that a GPU."""
+    for cpu in (True, False):
+        vllm = Installed(Version("0.32.0"), cpu=cpu)
+        monkeypatch.setattr(stages, "installed", lambda v=vllm: v)
+        for kind in KINDS:
+            recipe = resolve("h100" if kind == "eagle3" else f"h100+{kind}")[0]
+            if kind == "dspark" and cpu:
+                with pytest.raises(StageError, match="V2 model runner"):
+                    stages._check_start(recipe)
+            else:
+                stages._check_start(recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -45,11 +46,13 @@ def test_another_body_or_other_layers_are_refused(tmp_path: Path) -> None:
         Collection(tmp_path, replace(WANTED, body="other", layers=(1, 4)))
 
 
-def server(states: Path) -> httpx.MockTransport:
+def server(states: Path, asked: list[dict[str, Any]] | None = None) -> httpx.MockTransport:
     """Answers as vLLM does, three tokens a request, and writes an empty file of states."""
     count = iter(range(1000))
 
     def reply(request: httpx.Request) -> httpx.Response:
+        if asked is not None:
+            asked.append(json.loads(request.content))
         file = states / f"{next(count)}.safetensors"
         file.write_bytes(b"states")
         return httpx.Response(
@@ -62,6 +65,21 @@ def server(states: Path) -> httpx.MockTransport:
         )
 
     return httpx.MockTransport(reply)
+
+
+def test_no_two_answers_share_their_random_numbers(tmp_path: Path) -> None:
+    """Else an interval over prompts is one over a single sample; and what goes on has its own."""
+    (tmp_path / "states").mkdir()
+    asked: list[dict[str, Any]] = []
+    found = Collection(tmp_path / "answers", WANTED)
+    with httpx.Client(transport=server(tmp_path / "states", asked), base_url="http://x") as http:
+        for prompt in PROMPTS:
+            for repeat in range(2):
+                found._one(http, "m", prompt, 0.7, repeat)
+    seeds = [a["seed"] for a in asked if "seed" in a]
+    assert len(seeds) == len(set(seeds)) == 2 * 3 * 2
+    with pytest.raises(BenchError, match="another seeds"):
+        Collection(tmp_path / "answers", replace(WANTED, seeds="one for all"))
 
 
 def test_after_a_kill_no_states_are_overwritten(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_texts_drawn_from_the_body_give_the_counts_of_decoding(
     )
     best = q.argmax(-1)
     greedy = np.array([[p[s + k, best[s, k]] for k in range(n)] for s in range(starts)])
-    totals = {"probabilistic": np.zeros(n + 1), "greedy": np.zeros(n + 1)}
+    totals = {way: np.zeros(n + 1) for way in ("probabilistic", "greedy", "block")}
     for text in itertools.product(range(VOCABULARY), repeat=length):
         weight = np.prod([p[j, t] for j, t in enumerate(text)])
         ratio = np.array(
@@ -56,29 +56,39 @@ def test_texts_drawn_from_the_body_give_the_counts_of_decoding(
         for way, accepts in (("probabilistic", walk.standing(ratio)), ("greedy", hit)):
             counts = walk.count(accepts)
             totals[way] += weight * np.array([counts.drafts, *counts.accepted])
+        counts = walk.count_reaching(walk.block_standing(ratio))
+        totals["block"] += weight * np.array([counts.drafts, *counts.accepted])
     for way, accepts in (("probabilistic", overlap), ("greedy", greedy)):
         exact = decoding(accepts)
         np.testing.assert_allclose(totals[way], [exact.drafts, *exact.accepted], rtol=1e-9)
+    exact = walk.count_reaching(np.array([blocks(p[s : s + n], q[s]) for s in range(starts)]))
+    np.testing.assert_allclose(totals["block"], [exact.drafts, *exact.accepted], rtol=1e-9)
+
+
+def blocks(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """P(first i stand) by definition: E over drafts of p_i, p_i = min(1, p_(i-1) p(x)/q(x))."""
+    found = np.zeros(len(p))
+    for tokens in itertools.product(range(VOCABULARY), repeat=len(p)):
+        standing = np.ones(1)
+        for k, t in enumerate(tokens):
+            standing = np.append(standing, min(1.0, standing[-1] * p[k, t] / q[k, t]))
+        found += np.prod([q[k, t] for k, t in enumerate(tokens)]) * standing[1:]
+    return found
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_block_verification_is_what_its_definition_gives(seed: int, n: int) -> None:
-    """P(first i stand) = E over drafts of p_i, p_i = min(1, p_(i-1) p(x)/q(x)); one start."""
+    """From the body's texts and from the drafts: the same; one start."""
     p, q = random_distributions(seed, n), random_distributions(seed + 1, n)
-    from_texts, from_drafts = np.zeros(n), np.zeros(n)
+    from_texts = np.zeros(n)
     for tokens in itertools.product(range(VOCABULARY), repeat=n):
         ratio = np.array([q[k, t] / p[k, t] for k, t in enumerate(tokens)])
         from_texts += (
             np.prod([p[k, t] for k, t in enumerate(tokens)])
             * walk.block_standing(np.log(ratio)[None])[0]
         )
-        standing, chain = 1.0, []
-        for r in ratio:
-            standing = min(1.0, standing / r)
-            chain.append(standing)
-        from_drafts += np.prod([q[k, t] for k, t in enumerate(tokens)]) * np.array(chain)
-    np.testing.assert_allclose(from_texts, from_drafts, rtol=1e-9)
+    np.testing.assert_allclose(from_texts, blocks(p, q), rtol=1e-9)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 4))

@@ -44,6 +44,14 @@ def test_a_run_folder_s_settings_hold_until_they_are_changed(begun: Path, tmp_pa
     assert (recipe.samples, origin["samples"]) == (777, str(file))
 
 
+def test_an_addition_changes_a_run_and_stays_in_it(begun: Path) -> None:
+    recipe, origin, run, preset = _resolve(begun, "dgx-spark+ttt4", None, [])
+    assert (recipe.samples, recipe.ttt_steps, preset) == (2000, 4, "dgx-spark")
+    assert origin["ttt_steps"] == "preset ttt4"
+    run.write_config(preset, recipe.to_json(), origin)
+    assert _resolve(begun, None, None, [])[0].ttt_steps == 4
+
+
 def test_another_preset_does_not_take_a_run_over(begun: Path) -> None:
     with pytest.raises(ConfigError, match="holds a run of preset dgx-spark; give another --run-di"):
         _resolve(begun, "h100", None, [])

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.config import PRESETS, ConfigError, Recipe, resolve
+from recipes.config import ADDITIONS, PRESETS, ConfigError, Recipe, resolve, split_preset
+from recipes.presets import added
 from recipes.server_specs import extraction_server
 
 PUBLISHED = {
@@ -44,6 +45,28 @@ def test_presets_resolve_and_every_setting_is_explained(preset):
     recipe, _ = resolve(preset)
     assert all(doc for _, _, doc in recipe.describe())
     assert len(recipe.describe()) == len(dataclasses.fields(Recipe))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("addition", ADDITIONS)
+def test_what_is_added_to_a_preset_goes_over_it_and_under_what_is_set(preset, addition, tmp_path):
+    plain, _ = resolve(preset)
+    recipe, origin = resolve(f"{preset}+{addition}")
+    assert recipe == dataclasses.replace(plain, **added(addition, preset))
+    assert {origin[name] for name in added(addition, preset)} == {f"preset {addition}"}
+    assert split_preset(f"{preset}+{addition}") == (preset, [addition])
+    name = "ttt_steps"
+    assert resolve(f"{preset}+{addition}", None, [f"{name}=7"])[0].ttt_steps == 7
+    saved, origin = resolve(f"{preset}+ttt4", None, [], plain.to_json(), {})
+    assert (saved.ttt_steps, origin["ttt_steps"]) == (4, "preset ttt4")
+
+
+@pytest.mark.parametrize(
+    ("preset", "says"), [("h200", "no preset"), ("h100+ttt9", "ttt4"), ("h100+", "''")]
+)
+def test_a_preset_that_is_not_there_is_named(preset, says):
+    with pytest.raises(ConfigError, match=says):
+        resolve(preset)
 
 
 def test_set_beats_file_beats_preset(tmp_path):

@@ -35,9 +35,9 @@ _WHOLE = Step(
     risk="""
         Rows get one more metadata field. Files of earlier versions, whose rows do not have it, are
         taken as they are, half a line apart. A conversation that the data set has twice is
-        answered twice, as before, and both are kept. Scripts that ran twice into one file on purpose have
-        to pass `--resume` or another name. A power cut can still take back what the disk had not
-        written; there is no fsync.
+        answered twice, as before, and both are kept. Scripts that ran twice into one file on
+        purpose have to pass `--resume` or another name. A power cut can still take back what the
+        disk had not written; there is no fsync.
         """,
     reproduction="reproduce_torn.py",
     files={

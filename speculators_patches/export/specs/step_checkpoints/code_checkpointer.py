@@ -23,7 +23,7 @@ def _load_trained_weights(self, device: str) -> dict[str, torch.Tensor]:
 
 
 def _trained_weights(
-    model: torch.nn.Module, state_dict: dict[str, torch.Tensor]
+    model: torch.nn.Module, state_dict: dict
 ) -> dict[str, torch.Tensor]:
     """What of *state_dict* trains, as it is, in host memory."""
     return {

@@ -49,7 +49,7 @@ def epoch_is_done(self):
 
 
 def which_signal(trainer):
-    interrupted_by = trainer.shutdown_handler.signum
+    interrupted_by = trainer.shutdown_handler.signum  # type: ignore[attr-defined]
 
 
 def tell(interrupted_by):
