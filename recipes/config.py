@@ -11,12 +11,14 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import tomllib
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from recipes.presets import ADDITIONS, PRESETS, VALUES, added
 
@@ -384,6 +386,7 @@ def _check(r: Recipe) -> None:
     _check_data(r)
     _check_numbers(r)
     _check_producers(r)
+    _check_addresses(r)
     if r.draft_start == "" and r.body and r.draft_vocab_size is None and r.body_layers > 10:
         raise ConfigError(
             "draft_start is empty, so draft_vocab_size must be set (e.g. 32000): a fresh drafter "
@@ -426,6 +429,9 @@ def _check(r: Recipe) -> None:
         raise ConfigError(f"regenerate_sampling={r.regenerate_sampling!r} must be a JSON object.")
 
 
+# DataLoader workers of a trainer that is not told.
+UPSTREAMS_WORKERS = 12
+
 # setting -> the smallest value that makes sense; None (not set) is left alone.
 _AT_LEAST = {
     "samples": 1, "seq_len": 16, "epochs": 1, "ttt_steps": 1, "regenerate_concurrency": 1,
@@ -435,7 +441,7 @@ _AT_LEAST = {
     "regenerate_error_share": 0, "serve_port": 0, "minimum_valid_tokens": 0, "bench_blocks": 1,
     "bench_prompts_each": 1, "body_layers": 1, "producer_wait_minutes": 0,
     "trainers": 1, "producers": 1, "host_gpus": 1, "max_restarts": 0, "rendezvous_port": 1,
-    "producer_port": 1, "mooncake_port": 0,
+    "producer_port": 1, "mooncake_port": 1,
 }  # fmt: skip
 
 
@@ -457,7 +463,7 @@ def _check_numbers(r: Recipe) -> None:
             raise ConfigError(f"{name}={getattr(r, name)} must be positive.")
     if r.serve_port > 65_535:
         raise ConfigError(f"serve_port={r.serve_port} is not a port: 0 (pick a free one) to 65535.")
-    for name in ("rendezvous_port", "producer_port"):
+    for name in ("rendezvous_port", "producer_port", "mooncake_port"):
         if getattr(r, name) > 65_535:
             raise ConfigError(f"{name}={getattr(r, name)} is not a port: 1 to 65535.")
     if not r.bench_n or min(r.bench_n) < 0:
@@ -471,12 +477,15 @@ def _check_numbers(r: Recipe) -> None:
 
 
 def _check_producers(r: Recipe) -> None:
-    several = max(r.producers, len(r.train_endpoints)) > 1
-    if several and r.hidden_states == "online" and r.num_workers == 0:
+    producers = max(r.producers, len(r.train_endpoints))
+    work = min(producers, r.trainers * requests_of(r))
+    if work < producers and r.hidden_states == "online":
+        workers = f"{UPSTREAMS_WORKERS} (not set)" if r.num_workers is None else r.num_workers
         raise ConfigError(
-            "num_workers=0 asks for one sample at a time, so that one of several producers works "
-            f"and the others stand by: --set num_workers={max(2, r.producers)} or more, or one "
-            "producer."
+            f"num_workers={workers} asks for "
+            f"{_samples(requests_of(r))} at a time{' a trainer' if r.trainers > 1 else ''}, so "
+            f"that {work} of {producers} producers would work and the others stand by: --set "
+            f"num_workers={-(-producers // r.trainers)} or more, or producers={work}."
         )
     if r.transfer == "mooncake" and r.hidden_states == "offline":
         raise ConfigError(
@@ -490,6 +499,62 @@ def _check_producers(r: Recipe) -> None:
         )
     if r.mooncake_master and not _is_address(r.mooncake_master):
         raise ConfigError(f"mooncake_master={r.mooncake_master!r} must have the form host:port.")
+
+
+def requests_of(r: Recipe) -> int:
+    """Hidden states that one trainer asks for at a time: one for each of its workers."""
+    return max(1, UPSTREAMS_WORKERS if r.num_workers is None else r.num_workers)
+
+
+def _samples(count: int) -> str:
+    return "one sample" if count == 1 else f"{count} samples"
+
+
+def _check_addresses(r: Recipe) -> None:
+    """What must name a machine or a server does, and no port is used for two things."""
+    for name in r.hosts:
+        if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+            raise ConfigError(
+                f"hosts names {name!r}, which is no name or IPv4 address: machines between commas, "
+                "without spaces or ports (producer_port and others set those)."
+            )
+    for setting in ("regenerate_endpoint", "train_endpoint"):
+        for url in _listed(getattr(r, setting)):
+            if not _is_url(url):
+                raise ConfigError(
+                    f"{setting}={url!r} is no URL of a server, such as http://127.0.0.1:8000."
+                )
+    if len(r.hosts) < 2:
+        return  # on one machine, servers take free ports
+    last = r.producer_port + r.producers - 1
+    if last > 65_535:
+        raise ConfigError(
+            f"producer_port={r.producer_port} is the first of producers={r.producers} ports, and "
+            f"{last} is above 65535: lower it."
+        )
+    taken = {"rendezvous_port": r.rendezvous_port}
+    if r.transfer == "mooncake" and not r.mooncake_master:
+        taken["mooncake_port"] = r.mooncake_port
+    for name, port in taken.items():
+        if r.producer_port <= port <= last:
+            raise ConfigError(
+                f"{name}={port} is one of the producers' ports, {r.producer_port} to {last}: "
+                "choose another."
+            )
+    if taken.get("mooncake_port") == r.rendezvous_port:
+        raise ConfigError(
+            f"rendezvous_port={r.rendezvous_port} is mooncake_port too: choose another."
+        )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        usable = parts.port != 0  # raises where it is no number
+    except ValueError:
+        return False
+    host = parts.hostname or ""
+    return parts.scheme in ("http", "https") and usable and bool(host) and " " not in text
 
 
 def _is_address(text: str) -> bool:

@@ -36,7 +36,7 @@ from recipes.display import Display
 from recipes.process import StageError
 from recipes.run_folder import RunFolder
 from recipes.spread import outlook, refusals
-from recipes.spread.placement import place
+from recipes.spread.placement import leader_serves, place
 from recipes.upstream import UpstreamError
 from recipes.vllm_server import ServerError
 from speculators_patches.output import endure_a_full_disk
@@ -153,6 +153,12 @@ def _run(
                 stack.enter_context(pool)
                 run.write_config(preset, recipe.to_json(), origin)
                 call = stack.enter_context(Call(run)) if several else None
+                if leader_serves(recipe):
+                    display.line(
+                        f"the producers of {recipe.hosts[0]}, this machine, need beside this: "
+                        "python -m recipes.gemma4_abliterated join --number 0 --run-dir "
+                        f"{shlex.quote(str(run.root))}"
+                    )
                 ctx = Context(joining.with_endpoints(recipe), run, display, pool, call=call)
                 if preset == "miniature":
                     from recipes.miniature import pipeline
@@ -212,7 +218,11 @@ def join(
         float, typer.Option("--silence", help="Seconds that the leading machine may be silent.")
     ] = 1800.0,
 ) -> None:
-    """On every machine of `hosts` but the first: the producers and trainers placed on it."""
+    """On every machine of `hosts` but the first: the producers and trainers placed on it.
+
+    Where `plan` places producers on the first machine too, run `join --number 0` there beside
+    `all`: it starts them.
+    """
     from recipes.spread import join as joining
 
     with _clear_errors():

@@ -2,9 +2,10 @@
 
     python -m recipes.gemma4_abliterated join --run-dir SHARED --number 1 ...same settings...
 
-It waits for the leading machine, starts what that one wants, starts a trainer's torchrun again if
-it ended (the others wait for it at the rendezvous), and ends when the leader does. A machine that
-was preempted runs the same command again. Logs are in the run folder, under machines/NUMBER.
+Where `plan` places producers on the first machine too, it runs `join --number 0` beside `all`. It
+waits for the leading machine, starts what that one wants, starts a trainer's torchrun again if it
+ended (the others wait for it at the rendezvous), and ends when the leader does. A machine that was
+preempted runs the same command again. Logs are in the run folder, under machines/NUMBER.
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@
 
 A pipeline: producers compute hidden states, a network and a folder carry them, trainers consume
 them. Rows are fetched ahead, so the slowest stage alone sets the pace; on a GPU that producer and
-trainer share, their times add up. A step of several trainers is that of one, and besides the
-exchange of the gradients: a ring moves 2 (K - 1) / K of their bytes over each link. How much of
-the exchange hides behind the backward pass is not modelled: a step is never slower than said.
-Between machines gradients and hidden states share the links.
+trainer share, their times add up, and it produces only what the others leave, as a row goes to a
+producer that is free. No more producers work than there are requests in flight. A step of several
+trainers is that of one, and besides the exchange of the gradients: a ring moves 2 (K - 1) / K of
+their bytes over each link. How much of the exchange hides behind the backward pass is not modelled:
+a step is never slower than said. Between machines gradients and hidden states share the links; a
+file in a shared folder crosses them wherever it was made.
 
 Fitted and checked by `python -m benchmarks.scale_trainers` (1 and 2 trainers over gloo) and
 `python -m benchmarks.transfer` (1 and 2 producers that feed them); their result files hold the
@@ -34,6 +36,7 @@ class Rates:
             None: nothing passes through a folder.
         token_bytes: hidden states of one token.
         producer_tokens_s: tokens/s of one producer; None: not known, taken as unlimited.
+        requests: rows that one trainer asks for at a time; None: as many as there are producers.
     """
 
     step_fixed_s: float
@@ -44,6 +47,7 @@ class Rates:
     token_bytes: float
     disk_bytes_s: float | None = None
     producer_tokens_s: float | None = None
+    requests: int | None = None
 
     def step_s(self, tokens: int, trainers: int = 1, machines: int = 1) -> float:
         """Seconds of one step of `tokens` a trainer."""
@@ -73,19 +77,29 @@ def bounds(rates: Rates, placement: Placement, tokens: int) -> list[Bound]:
     consumed = trainers * tokens / step
     found = [Bound("trainers", consumed)]
     if rates.producer_tokens_s is not None:
+        if rates.requests is not None and not placement.offline:
+            producers = min(producers, trainers * rates.requests)
         produced = producers * rates.producer_tokens_s
-        shared = sum(len(host.shared) for host in placement.hosts)
+        shared = min(producers, sum(len(host.shared) for host in placement.hosts))
         if shared and not placement.offline:
-            # On a shared GPU a token costs both times; the slowest GPU of a kind sets the pace.
-            both = 1 / (1 / rates.producer_tokens_s + trainers / consumed)
-            found[0] = Bound("a GPU that trainer and producer share", trainers * both)
-            produced = (producers - shared) * rates.producer_tokens_s + shared * both
+            # Such a GPU trains T / trainers tokens/s and produces its part of what is missing:
+            # (T / trainers) / c + ((T - free) / shared) / p = 1, where c is a trainer's rate.
+            free = produced - shared * rates.producer_tokens_s
+            helped = shared * rates.producer_tokens_s
+            pace = (1 + free / helped) / (1 / consumed + 1 / helped)
+            if pace < consumed:
+                found[0] = Bound("a GPU that trainer and producer share", pace)
         found.append(Bound("producers", produced))
-    if placement.is_spread and placement.crossing and not placement.offline:
+    if placement.is_spread and crossing(rates, placement) and not placement.offline:
         found.append(Bound("network", _network(rates, placement, tokens)))
     if rates.disk_bytes_s is not None:
         found.append(Bound("disk", rates.disk_bytes_s / (2 * rates.token_bytes)))
     return sorted(found, key=lambda one: one.tokens_s)
+
+
+def crossing(rates: Rates, placement: Placement) -> float:
+    """Share of the hidden states that crosses a link between machines."""
+    return 1.0 if rates.disk_bytes_s is not None else placement.crossing
 
 
 def _network(rates: Rates, placement: Placement, tokens: int) -> float:
@@ -97,7 +111,9 @@ def _network(rates: Rates, placement: Placement, tokens: int) -> float:
     busiest = 0.0  # bytes over one link for each token of the run
     for host in placement.hosts:
         consumes, produces = host.trainers / trainers, len(host.producers) / producers
-        into, out = consumes * (1 - produces), produces * (1 - consumes)
+        into, out = consumes, produces  # to and from a shared folder
+        if rates.disk_bytes_s is None:
+            into, out = into * (1 - produces), out * (1 - consumes)
         gradients = ring / (trainers * tokens) if host.trainers else 0.0
         busiest = max(busiest, gradients + max(into, out) * rates.token_bytes)
     return rates.network_bytes_s / busiest

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recipes import plan_costs
-from recipes.config import ConfigError, Recipe
-from recipes.spread.model import Bound, Rates, bounds
-from recipes.spread.placement import Host, Placement, place
+from recipes.config import ConfigError, Recipe, requests_of
+from recipes.spread.model import Bound, Rates, bounds, crossing
+from recipes.spread.placement import Host, Placement, leader_serves, place
 from recipes.spread.refusals import GPU_BYTES, check, token_bytes
 from recipes.train_memory import device_bytes
 
@@ -53,6 +53,7 @@ def rates(recipe: Recipe, preset: str) -> Rates:
         token_bytes=token_bytes(recipe),
         disk_bytes_s=recipe.disk_mb * 1e6 if through_disk else None,
         producer_tokens_s=recipe.producer_tokens_s,
+        requests=requests_of(recipe),
     )
 
 
@@ -73,6 +74,11 @@ def lines(recipe: Recipe, preset: str, run_dir: Path) -> Iterator[str]:
         yield (
             "  on each but the first: python -m recipes.gemma4_abliterated join --number N "
             f"--run-dir {run_dir} and the same settings"
+        )
+    if leader_serves(recipe):
+        yield (
+            f"  on {placement.hosts[0].name} too, beside `all`, for its own producers: python -m "
+            f"recipes.gemma4_abliterated join --number 0 --run-dir {run_dir} and the same settings"
         )
     if not real:
         yield "  on a CPU all of them share its cores"
@@ -123,7 +129,7 @@ def _flow(recipe: Recipe, given: Rates, placement: Placement) -> Iterator[str]:
         f"hidden states: {size / 1000:.1f} kB a token; at {_pace(first)} "
         f"{first.tokens_s * size / 1e9:.2f} GB/s"
         + (
-            f", {100 * placement.crossing:.0f} % of it between machines"
+            f", {100 * crossing(given, placement):.0f} % of it between machines"
             if placement.is_spread
             else ""
         )
@@ -220,16 +226,26 @@ def best(recipe: Recipe, given: Rates, gpus: int) -> tuple[Placement, list[Bound
 
 
 def checked() -> str:
-    """How far the model was off where it was checked."""
+    """How far the model was off where it was checked: on rows that the fit has not seen, and on
+    those it has where that is more."""
     parts = []
     for what, (path, where) in CHECKS.items():
         try:
-            error = json.loads(path.read_text("utf-8"))["largest_error_on_unseen"]
-        except (OSError, ValueError, KeyError):
+            found = json.loads(path.read_text("utf-8"))
+            errors: dict[bool, float] = {True: 0.0, False: 0.0}
+            for row in found.get("model", found.get("rows")):
+                errors[row["fitted"]] = max(errors[row["fitted"]], abs(row["error"]))
+        except (OSError, ValueError, KeyError, TypeError):
             parts.append(f"{what} were not checked")
             continue
+        fitted = (
+            f" on rows that were not fitted and {100 * errors[True]:.0f} % on those that were"
+            if errors[True] > errors[False]
+            else ""
+        )
         parts.append(
-            f"{what} by at most {100 * error:.0f} % ({where}, benchmarks/results/{path.name})"
+            f"{what} by at most {100 * errors[False]:.0f} %{fitted} "
+            f"({where}, benchmarks/results/{path.name})"
         )
     return f"the model was off on a CPU: {'; '.join(parts)}; on a GPU it was not checked"
 

@@ -138,6 +138,13 @@ def place(recipe: Recipe) -> Placement:
     return Placement(hosts, offline)
 
 
+def leader_serves(recipe: Recipe) -> bool:
+    """Whether the leading machine needs a `join --number 0`: it has producers of its own."""
+    placement = place(recipe)
+    users = recipe.regenerate_endpoint and recipe.train_endpoint
+    return placement.is_spread and bool(placement.hosts[0].producers) and not users
+
+
 def _rooms(recipe: Recipe, shares: list[int], room: int) -> list[int]:
     """GPUs of each machine that may be used.
 

@@ -65,15 +65,17 @@ def _check_memory(recipe: Recipe, placement: Placement, gpu: float) -> None:
 
 
 def _check_link(recipe: Recipe, placement: Placement) -> None:
-    if not (placement.is_spread and placement.crossing) or placement.offline:
+    crosses = recipe.transfer == "file" or placement.crossing  # files lie in a shared folder
+    if not (placement.is_spread and crosses) or placement.offline:
         return
     seconds = recipe.seq_len * token_bytes(recipe) * 8 / (recipe.network_gbit * 1e9)
+    with_mooncake = " and take transfer=mooncake" if recipe.transfer == "file" else ""
     if seconds > recipe.request_timeout:
         raise ConfigError(
             f"network_gbit={recipe.network_gbit}: the hidden states of one row of {recipe.seq_len} "
             f"tokens take {seconds:.0f} s over it, longer than request_timeout="
             f"{recipe.request_timeout:g}, so no row would ever arrive: take a faster link, or put "
-            "producers beside the trainers."
+            f"producers beside the trainers{with_mooncake}."
         )
 
 

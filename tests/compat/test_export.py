@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from recipes.vllm import mooncake
-from speculators_patches.export import spec
+from speculators_patches.export import order, spec
 from tests.compat import matrix
 
 pytestmark = pytest.mark.matrix
@@ -139,6 +140,41 @@ def test_a_new_flag_goes_into_the_tree_s_documentation(
     patch, text = exported("with")
     assert words in patch
     assert "docs/cli/train.md" not in text
+
+
+@pytest.mark.nightly
+def test_the_pull_requests_that_meet_are_the_ones_that_say_so(
+    src_layout: Path, tmp_path: Path
+) -> None:
+    """Every two that change a common file, the later in alphabetical order on the earlier."""
+    out = tmp_path / "out"
+    assert export("--all", "--tree", src_layout, "--out", out).returncode == 0
+    git = ["git", "-C", str(src_layout), "-c", "user.name=U", "-c", "user.email=u@localhost"]
+    names = [name for name in SPECULATORS if (out / name).is_dir()]
+    changed = {
+        name: {file for step in spec.table()[name].steps for file in step.files} for name in names
+    }
+
+    def refused(name: str) -> str | None:
+        """The slug of the first step that `git am` does not take."""
+        steps = spec.table()[name].steps
+        for step, patch in zip(steps, sorted((out / name).glob("*.patch")), strict=True):
+            words = [*git, "am", "-q", "-3", str(patch)]
+            if subprocess.run(words, capture_output=True, check=False).returncode:
+                subprocess.run([*git, "am", "--abort"], check=True, capture_output=True)
+                return step.slug
+        return None
+
+    base = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    found = set()
+    for first, second in itertools.combinations(names, 2):
+        if changed[first] & changed[second]:
+            subprocess.run([*git, "reset", "-q", "--hard", base.stdout.strip()], check=True)
+            assert refused(first) is None
+            if (slug := refused(second)) is not None:
+                found.add((first, slug))
+    owner = {step.slug: name for name in names for step in spec.table()[name].steps}
+    assert found == {(owner[first], second) for first, second in order.SAME_LINES}
 
 
 def looks_like_a_pull_request(patch: Path) -> None:

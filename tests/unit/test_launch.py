@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from recipes.config import ConfigError, resolve
-from recipes.spread import launch
+from recipes.spread import launch, refusals
 from recipes.spread.launch.job import MARK, PROJECT, Job
 from tests.unit.test_plan import cli
 
@@ -58,6 +59,17 @@ def test_torchrun_tells_the_trainers_what_the_recipe_does(tmp_path: Path) -> Non
     assert "export SPECULATORS_PATCHES_SERVE_TEMPERATURE=0.3" in text
 
 
+def test_torchrun_reads_hidden_states_where_the_producers_put_them(tmp_path: Path) -> None:
+    one = ("trainers=2", "train_endpoint=http://10.0.0.1:8100")
+    files = write("torchrun", tmp_path / "files", *one)["torchrun.sh"]
+    assert "mooncake" not in files
+    store = ("transfer=mooncake", "mooncake_master=10.0.0.9:50051")
+    text = write("torchrun", tmp_path / "store", *one, *store)["torchrun.sh"]
+    words = text.split()
+    assert words[words.index("--hidden-states-backend") + 1] == "mooncake"
+    assert words[words.index("--mooncake-master") + 1] == "10.0.0.9:50051"
+
+
 def test_slurm_asks_for_what_the_plan_places(tmp_path: Path) -> None:
     text = write("slurm", tmp_path, *SPREAD)["job.sbatch"]
     for line in (
@@ -95,6 +107,56 @@ def test_compose_reserves_the_gpus_and_mounts_the_run(tmp_path: Path) -> None:
                 assert (PROJECT / source).exists()
 
 
+def test_machines_install_what_mooncake_needs(tmp_path: Path) -> None:
+    store = ("trainers=2", "transfer=mooncake")
+    image = write("docker-compose", tmp_path / "c", *store)["Dockerfile"]
+    assert "apt-get install -y --no-install-recommends libibverbs1 librdmacm1" in image
+    assert "pip install --no-cache-dir '.[gpu,mooncake]'" in image
+    setup = yaml.safe_load(write("skypilot", tmp_path / "s", *store)["task.yaml"])["setup"]
+    assert "apt-get install -y libibverbs1 librdmacm1" in setup
+    assert "pip install --editable '.[gpu,mooncake]'" in setup
+    (tmp_path / "setup.sh").write_text(setup)
+    assert is_shell(tmp_path / "setup.sh")
+    for launcher in ("docker-compose", "skypilot"):
+        found = write(launcher, tmp_path / launcher, "trainers=2")
+        assert "ibverbs" not in "".join(found.values())
+        assert "[gpu]" in "".join(found.values())
+
+
+def test_folders_with_a_space_or_a_dollar_stay_one_word(tmp_path: Path) -> None:
+    folder, run = tmp_path / "my jobs", "/sha red/my $run"
+    task = yaml.safe_load(write("skypilot", folder, run=run)["task.yaml"])
+    assert task["file_mounts"] == {"~/launch": str(folder)}
+    last = task["run"].strip().splitlines()[-1]
+    assert shlex.split(last)[-1] == "/runs/my $run"
+    (folder / "task.yaml").unlink()
+    service = yaml.safe_load(
+        write("docker-compose", tmp_path / "my files", run=run)["compose.yaml"]
+    )["services"]["run"]
+    assert "${RUNS:-/sha red}:/runs" in service["volumes"]
+    assert f"{tmp_path / 'my files'}:/launch:ro" in service["volumes"]
+    # Compose makes one $ of two.
+    words = shlex.split(service["command"][-1].replace("$$", "$"))
+    assert words[words.index("--run-dir") + 1] == "/runs/my $run"
+
+
+def test_what_settings_name_on_this_machine_is_in_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my body").mkdir()
+    (tmp_path / "prompts.jsonl").touch()
+    settings = (f"body={tmp_path / 'my body'}", "draft_start=/models/eagle3",
+                "prompts=prompts.jsonl")  # fmt: skip
+    text = write("docker-compose", tmp_path / "out", *settings)["compose.yaml"]
+    volumes = yaml.safe_load(text)["services"]["run"]["volumes"]
+    assert f"{tmp_path / 'my body'}:{tmp_path / 'my body'}:ro" in volumes
+    assert "/models/eagle3:/models/eagle3:ro" in volumes
+    assert f"{tmp_path / 'prompts.jsonl'}:/project/prompts.jsonl:ro" in volumes
+    plain = write("docker-compose", tmp_path / "plain")["compose.yaml"]
+    assert len(yaml.safe_load(plain)["services"]["run"]["volumes"]) == 3  # hub ids need none
+
+
 @pytest.mark.parametrize(
     ("launcher", "settings", "preset", "part"),
     [
@@ -103,6 +165,14 @@ def test_compose_reserves_the_gpus_and_mounts_the_run(tmp_path: Path) -> None:
         ("skypilot", (), "dgx-spark", "none is a dgx-spark"),
         ("torchrun", (), "h100", "trainers=1 needs no torchrun"),
         ("torchrun", ("trainers=2",), "h100", "starts trainers alone"),
+        # Nobody would start what `join` serves at http://b:8100.
+        ("torchrun", SPREAD, "h100", "--set train_endpoint=URL"),
+        (
+            "torchrun",
+            ("trainers=2", "train_endpoint=http://10.0.0.1:8100", "transfer=mooncake"),
+            "h100",
+            "--set mooncake_master=HOST:PORT",
+        ),
         ("slurm", (), "miniature", "the miniature needs no launcher"),
     ],
 )
@@ -162,6 +232,30 @@ def test_a_first_machine_with_producers_serves_them_too(tmp_path: Path) -> None:
     both = ("hosts=a,b", "host_gpus=1", "trainers=2", "producers=2")
     commands = [words[2:5] for words in machine(tmp_path, "0", *both, count=2)]
     assert commands == [["all", "--until", "train"], ["join", "--number", "0"]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SPREAD,
+        ("hosts=a,b", "host_gpus=8", "trainers=4", "producers=12"),
+        ("hosts=a,b", "host_gpus=8", "trainers=16", "producers=16"),
+        ("hosts=a,b", "train_vllm_share=0.95"),
+        ("hosts=a,b", "fsdp=true", "trainers=2", "transfer=mooncake"),
+    ],
+)
+def test_the_next_step_that_is_printed_passes_and_trains_nothing_again(
+    settings: tuple[str, ...], tmp_path: Path
+) -> None:
+    text = write("slurm", tmp_path, *settings)["machine.sh"]
+    (line,) = [one for one in text.splitlines() if "all --run-dir RUN_DIR" in one]
+    words = line.split()
+    more = [words[n + 1] for n, word in enumerate(words) if word == "--set"]
+    before, _ = resolve("h100", None, list(settings))
+    then, _ = resolve("h100", None, more, saved=before.to_json())
+    assert not refusals.check(then, "h100", tmp_path).is_spread
+    # What a training is made from (recipes/stages.py) is the same.
+    assert (then.trainers, then.fsdp) == (before.trainers, before.fsdp)
 
 
 def test_one_machine_runs_everything(tmp_path: Path) -> None:

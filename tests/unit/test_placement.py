@@ -59,6 +59,7 @@ def test_every_process_has_a_place_or_the_whole_is_refused(
 ) -> None:
     hosts = ",".join(f"h{number}" for number in range(machines))
     settings = [f"hosts={hosts}", f"trainers={trainers}", f"producers={producers}"]
+    settings += ["num_workers=20"]  # enough for all producers
     settings += [f"host_gpus={gpus}"] if gpus else []
     try:
         placement = place(recipe(*settings))

@@ -33,6 +33,23 @@ def after(argv: list[str], flag: str) -> str:
         (("producers=2", "num_workers=0"), "--set num_workers=2"),
         (("train_endpoint=http://a,http://b", "num_workers=0"), "asks for one sample at a time"),
         (("transfer=mooncake", "hidden_states=offline"), "take transfer=file, or online"),
+        (("producers=3", "num_workers=2"), "that 2 of 3 producers would work"),
+        (("trainers=2", "producers=4", "num_workers=1"), "one sample at a time a trainer, so that"),
+        (("producers=13",), "--set num_workers=13"),
+        (("mooncake_port=0",), "must be at least 1"),
+        (("mooncake_port=65536",), "is not a port: 1 to 65535"),
+        (("hosts=a,b", "producer_port=65533", "producers=4"), "65536 is above 65535"),
+        (("hosts=a,b", "producers=4", "rendezvous_port=8103"), "rendezvous_port=8103 is one of"),
+        (
+            ("hosts=a,b", "transfer=mooncake", "mooncake_port=8100"),
+            "mooncake_port=8100 is one of the producers' ports, 8100 to 8100",
+        ),
+        (("hosts=a,b", "transfer=mooncake", "mooncake_port=29400"), "is mooncake_port too"),
+        (("hosts=a, b",), "hosts names ' b', which is no name"),
+        (("hosts=a:22,b",), "hosts names 'a:22'"),
+        (("train_endpoint=10.0.0.1:8100",), "train_endpoint='10.0.0.1:8100' is no URL"),
+        (("train_endpoint=http://a,b",), "train_endpoint='b' is no URL"),
+        (("regenerate_endpoint=http://a:port",), "is no URL of a server"),
         (("transfer=nfs",), "not one of file, mooncake"),
         (("mooncake_master=somewhere",), "must have the form host:port"),
         (("mooncake_segment_gib=0",), "must be positive"),
@@ -42,6 +59,21 @@ def after(argv: list[str], flag: str) -> str:
 def test_what_cannot_work_is_refused(settings: tuple[str, ...], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         recipe(*settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("trainers=2", "producers=2", "num_workers=0"),  # each asks for one
+        ("producers=4", "num_workers=0", "hidden_states=offline"),  # extraction asks for more
+        ("producers=4", "rendezvous_port=8103"),  # one machine: free ports
+        ("hosts=10.0.0.1,node-2.lan", "producer_port=65535"),
+        ("hosts=a,b", "transfer=mooncake", "mooncake_port=8100", "mooncake_master=c:1"),
+        ("train_endpoint=https://a.b/v1, http://[::1]:8100",),
+    ],
+)
+def test_what_can_work_is_not(settings: tuple[str, ...]) -> None:
+    recipe(*settings)
 
 
 def test_endpoints_are_listed_once_and_in_order() -> None:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os.path
+import shlex
+from pathlib import Path
+
 from recipes.config import ConfigError
-from recipes.spread.launch.job import PROJECT, Job
+from recipes.spread.launch.job import PROJECT, Job, extras, packages, quoted, scalar
+
+# Settings that may name a file or folder of this machine.
+_PATHS = ("body", "draft_start", "prompts", "bench_prompts", "bench_mtp", "bench_dflash")
+_WORKDIR = "/project"
 
 
 def files(job: Job) -> dict[str, str]:
@@ -20,18 +28,22 @@ def files(job: Job) -> dict[str, str]:
     head = job.header(
         "docker-compose",
         "",
-        f"  docker compose --file {job.folder / 'compose.yaml'} up --build --detach",
+        f"  docker compose --file {quoted(job.folder / 'compose.yaml')} up --build --detach",
         "",
         "One container runs every stage and starts its own vLLM servers and trainers. Killed, or",
         "after a reboot, Docker starts it again and it goes on where it was.",
         job.who(),
     )
+    run_dir = _escaped(shlex.quote(f"/runs/{job.run_dir.name}"))
+    mounts = "".join(f"      - {mount}\n" for mount in _mounts(job))
+    if mounts:
+        mounts = f"      # What the settings name on this machine.\n{mounts}"
     text = f"""{head}
 services:
   run:
     build:
-      context: {PROJECT}
-      dockerfile: {job.folder / "Dockerfile"}
+      context: {_literal(PROJECT)}
+      dockerfile: {_literal(job.folder / "Dockerfile")}
     # Done (0), or the bench refused the drafter's text (3): nothing to start again, so stay.
     command:
       - bash
@@ -39,7 +51,7 @@ services:
       - |
         code=0
         python -m recipes.gemma4_abliterated all --preset {job.preset} \\
-          --config /launch/settings.json --run-dir /runs/{job.run_dir.name} || code=$$?
+          --config /launch/settings.json --run-dir {run_dir} || code=$$?
         case $$code in
           0|3) echo "ended with $$code; docker compose down removes this container"
                exec sleep infinity ;;
@@ -53,9 +65,9 @@ services:
     # DataLoader workers and NCCL share memory between processes.
     shm_size: 16gb
     volumes:
-      - ${{RUNS:-{job.run_dir.parent}}}:/runs
-      - {job.folder}:/launch:ro
-      # Models are downloaded once.
+      - {scalar(f"${{RUNS:-{_escaped(job.run_dir.parent)}}}:/runs")}
+      - {_literal(job.folder, ":/launch:ro")}
+{mounts}      # Models are downloaded once.
       - ${{HF_HOME:-~/.cache/huggingface}}:/root/.cache/huggingface
     environment:
       HF_TOKEN: ${{HF_TOKEN:-}}
@@ -67,14 +79,40 @@ services:
               count: {job.gpus}
               capabilities: [gpu]
 """
+    system = (
+        f"RUN apt-get update && apt-get install -y --no-install-recommends {packages(job)} \\\n"
+        "  && rm -rf /var/lib/apt/lists/*\n"
+        if packages(job)
+        else ""
+    )
     image = f"""{job.header("docker-compose", "", "The image that compose.yaml builds.")}
 FROM python:3.12-bookworm
-WORKDIR /project
+{system}WORKDIR {_WORKDIR}
 # First what changes seldom: the environment, with vLLM as the project's extra [gpu] pins it.
 COPY pyproject.toml README.md LICENSE ./
 COPY recipes recipes
 COPY benchmarks benchmarks
 COPY speculators_patches speculators_patches
-RUN pip install --no-cache-dir '.[gpu]'
+RUN pip install --no-cache-dir '.[{extras(job)}]'
 """
     return {"compose.yaml": text, "Dockerfile": image}
+
+
+def _mounts(job: Job) -> list[str]:
+    """Files and folders of this machine that settings name, at the same path in the container."""
+    found = {}
+    for name in _PATHS:
+        value = getattr(job.recipe, name)
+        if value and (Path(value).is_absolute() or Path(value).exists()):
+            target = os.path.normpath(Path(_WORKDIR) / value)
+            found[target] = _literal(Path(value).resolve(), f":{_escaped(target)}:ro")
+    return list(found.values())
+
+
+def _escaped(text: str | Path) -> str:
+    """For Compose, which puts variables in place of $NAME."""
+    return str(text).replace("$", "$$")
+
+
+def _literal(path: Path, more: str = "") -> str:
+    return scalar(_escaped(path) + more)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +11,16 @@ from typing import Any
 
 from recipes.config import Recipe
 from recipes.spread import torchrun
-from recipes.spread.placement import Placement, place
+from recipes.spread.placement import Placement, leader_serves, place
 
 # In every file, by which `plan` knows its own.
 MARK = "python -m recipes.gemma4_abliterated plan"
 # The checkout that this runs from: machines need one at the same place, or say where.
 PROJECT = Path(__file__).resolve().parents[3]
 _PROGRAM = "python -m recipes.gemma4_abliterated"
+# What goes on with on one machine after the training. `trainers` stays, as another number would
+# train again; nothing of it starts, so that host_gpus only has to be enough for the check.
+ALONE = "--set hosts= --set host_gpus={}"
 
 
 @dataclass(frozen=True)
@@ -96,18 +101,18 @@ def machine_script(job: Job, launcher: str) -> str:
             "# Every stage that is not done yet, in order; UNTIL=train ends with the drafter.\n"
             f'exec {_PROGRAM} all --until "${{UNTIL:-serve}}" {common}\n'
         )
-    leads = bool(job.placement.hosts[0].producers)
+    processes = job.recipe.trainers + job.recipe.producers
     own = (
         f"  # Its own producers; they end with the run.\n"
         f'  {_PROGRAM} join --number 0 {common} --set "hosts=$hosts" &\n'
-        if leads
+        if leader_serves(job.recipe)
         else ""
     )
     return start + (
         'if [ "$number" = 0 ]; then\n'
         f"{own}"
         "  # Up to the trained drafter; bench and serve need one machine:\n"
-        f"  #   {_PROGRAM} all --run-dir RUN_DIR --set hosts=\n"
+        f"  #   {_PROGRAM} all --run-dir RUN_DIR {ALONE.format(processes)}\n"
         f'  exec {_PROGRAM} all --until "${{UNTIL:-train}}" {common} --set "hosts=$hosts"\n'
         "fi\n"
         f'exec {_PROGRAM} join --number "$number" {common} --set "hosts=$hosts"\n'
@@ -121,6 +126,21 @@ wait "$child" && code=0 || code=$?
 while kill -0 "$child" 2>/dev/null; do
   wait "$child" && code=0 || code=$?
 done"""
+
+
+def extras(job: Job) -> str:
+    """The project's extras that a machine installs."""
+    return "gpu,mooncake" if job.recipe.transfer == "mooncake" else "gpu"
+
+
+def packages(job: Job) -> str:
+    """The distribution's packages that a machine installs; "" = none."""
+    return "libibverbs1 librdmacm1" if job.recipe.transfer == "mooncake" else ""
+
+
+def scalar(text: str) -> str:
+    """A YAML string, quoted only where it has to be (a space, a colon before one, ...)."""
+    return text if re.fullmatch(r"[\w./~$][\w./~${}:-]*", text, re.ASCII) else json.dumps(text)
 
 
 def quoted(path: Path) -> str:

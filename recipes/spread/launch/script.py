@@ -9,7 +9,8 @@ from recipes import upstream
 from recipes.config import ConfigError
 from recipes.extract_stage import extracted
 from recipes.run_folder import RunFolder
-from recipes.spread import join, torchrun
+from recipes.server_specs import store_of
+from recipes.spread import torchrun
 from recipes.spread.launch.job import AWAIT, PROJECT, Job
 
 ATTEMPTS = 100
@@ -19,17 +20,24 @@ def files(job: Job) -> dict[str, str]:
     """torchrun.sh.
 
     Raises:
-        ConfigError: there is one trainer, or nobody produces hidden states.
+        ConfigError: there is one trainer, or nobody produces hidden states or runs their store.
     """
     recipe = job.recipe
     if recipe.trainers == 1:
         raise ConfigError("trainers=1 needs no torchrun: --set trainers=K for K of them.")
     offline = recipe.hidden_states == "offline"
-    endpoint = None if offline else join.with_endpoints(recipe).train_endpoint
+    # Not the addresses at which `join` would serve: here nobody starts it.
+    endpoint = None if offline else recipe.train_endpoint
     if endpoint == "":
         raise ConfigError(
             "the launcher torchrun starts trainers alone: --set train_endpoint=URL for the vLLM "
             "that produces, or hidden_states=offline."
+        )
+    store = store_of(recipe)
+    if store is not None and not recipe.mooncake_master:
+        raise ConfigError(
+            "the launcher torchrun starts trainers alone, and with transfer=mooncake they need a "
+            "master: --set mooncake_master=HOST:PORT for one that you run, or transfer=file."
         )
     run = RunFolder(job.run_dir)
     states = extracted(run)
@@ -44,6 +52,7 @@ def files(job: Job) -> dict[str, str]:
             cached=states.folder if offline else None,
             incomplete=offline and states.missing > 0,
             accelerator=True,
+            store=store,
             number=number,
         )
         cases.append(f"  {number}) # {host.name}\n    command=(\n{_lines(argv[1:])}\n    ) ;;")

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
+
 from recipes.config import ConfigError
-from recipes.spread.launch.job import PROJECT, Job, machine_script
+from recipes.spread.launch.job import (
+    PROJECT,
+    Job,
+    extras,
+    machine_script,
+    packages,
+    quoted,
+    scalar,
+)
 
 VOLUME = "speculators-runs"
 _ACCELERATORS = {"h100": "H100"}
@@ -23,12 +33,21 @@ def files(job: Job) -> dict[str, str]:
     head = job.header(
         "skypilot",
         "",
-        f"  sky volumes apply {job.folder / 'volume.yaml'}      # once: the storage that stays",
-        f"  sky jobs launch {job.folder / 'task.yaml'}          # a managed job",
+        f"  sky volumes apply {quoted(job.folder / 'volume.yaml')}  # once: the storage that stays",
+        f"  sky jobs launch {quoted(job.folder / 'task.yaml')}  # a managed job",
         "",
         "A machine that is preempted is replaced, and `run` starts again on all of them: every",
         "stage goes on where it was, training at its last checkpoint.",
         job.who(),
+    )
+    run_dir = shlex.quote(f"/runs/{job.run_dir.name}")
+    mooncake = (
+        "  # For transfer=mooncake.\n"
+        f"  $(command -v sudo) apt-get update && $(command -v sudo) apt-get install -y "
+        f"{packages(job)}\n"
+        f"  .venv/bin/python -m pip install --editable '.[{extras(job)}]'\n"
+        if packages(job)
+        else ""
     )
     text = f"""{head}
 name: speculators
@@ -49,20 +68,20 @@ resources:
 volumes:
   /runs: {VOLUME}
 
-workdir: {PROJECT}
+workdir: {scalar(str(PROJECT))}
 
 file_mounts:
-  ~/launch: {job.folder}
+  ~/launch: {scalar(str(job.folder))}
 
 setup: |
   # vLLM and speculators, in the versions of this project's extra [gpu].
   python3 recipes/setup_venv.py .venv
-
+{mooncake}
 run: |
   # The first machine leads, the others join it; producers listen on their private addresses.
   hosts=$(echo "$SKYPILOT_NODE_IPS" | paste -sd, -)
   export PROJECT="$PWD"
-  exec bash ~/launch/machine.sh "$SKYPILOT_NODE_RANK" "$hosts" /runs/{job.run_dir.name}
+  exec bash ~/launch/machine.sh "$SKYPILOT_NODE_RANK" "$hosts" {run_dir}
 """
     volume = f"""{job.header("skypilot", "", "The storage of runs: on Kubernetes, for all nodes.")}
 name: {VOLUME}

@@ -92,6 +92,19 @@ def test_an_update_is_not_cut_in_two(tmp_path, monkeypatch, between):
     assert state["local_step"] == state["global_step"] == 2
 
 
+def test_the_log_names_the_folder_that_is_there(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, "R" * 6)
+    trainer.train_loader = DataLoader(Interrupting(3, signal.SIGTERM), batch_size=None)
+
+    with caplog.at_level("INFO", logger="speculators"):
+        trainer.run_training()
+
+    said = [record.getMessage() for record in caplog.records]
+    assert f"Checkpoint saved to {tmp_path / 'out' / '0'}" in said
+    assert not any("interrupted'" in text for text in said)
+    assert not (tmp_path / "out" / "interrupted").exists()
+
+
 def test_the_handlers_from_before_are_back(tmp_path):
     before = [signal.getsignal(signum) for signum in SIGNALS]
 
