@@ -12,7 +12,7 @@ from tests.compat.running import last_json, python
 PROGRAM = """
 import json
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from speculators.models.eagle3 import attention, core
 from torch.nn.attention.flex_attention import create_block_mask
 from torch.profiler import profile
@@ -33,7 +33,7 @@ def mask(documents, window):
         None, None, length, length, device="cpu",
     )
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(st.integers(-1, 3), st.integers(1, 300)), min_size=1, max_size=6),
     st.sampled_from([None, 64, 200]), st.integers(1, 5),
