@@ -199,21 +199,28 @@ def measure(order: dict[str, Any], share: float, folder: Path, step: Step) -> di
             arms[name] = timed(work, forever(batches), seconds)
             print(json.dumps({"share": share, "arm": name, **arms[name]}), flush=True)
         used = torch.cuda.mem_get_info() if torch.cuda.is_available() else None
+    return {
+        "share": share,
+        "arms": arms,
+        **compared(arms),
+        "device_bytes_used": used and used[1] - used[0],
+    }
+
+
+def compared(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    """What the four arms say together; None where nothing was waited for in turn either."""
     side, turns = arms["side by side"], arms["in turn"]
     rates = {name: arm["tokens_s"] for name, arm in arms.items()}
     foretold = 1 / (1 / rates["training"] + 1 / rates["extraction"])
     waits = [arm["waiting_share"] / arm["tokens_s"] for arm in (side, turns)]
     return {
-        "share": share,
-        "arms": arms,
         "foretold_tokens_s": round(foretold, 1),
         "foretold_error": round(foretold / side["tokens_s"] - 1, 4),
         # Of what each does alone on this device.
         "trainer_load": round(side["tokens_s"] / rates["training"], 4),
         "producer_load": round(side["tokens_s"] / rates["extraction"], 4),
         # Of the waiting for a token's hidden states, what workers ahead of the step take away.
-        "hidden_by_prefetch": round(1 - waits[0] / waits[1], 4),
-        "device_bytes_used": used and used[1] - used[0],
+        "hidden_by_prefetch": round(1 - waits[0] / waits[1], 4) if waits[1] else None,
     }
 
 
@@ -250,6 +257,7 @@ def main(
         },
         "shares": [],
     }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
     size = Size(divide, tokens)
     with tempfile.TemporaryDirectory() as work:
         body = write_body(Path(work) / "body", divide=divide, layers=layers, fp8=fp8)

@@ -5,11 +5,12 @@ Upstream trains against softmax(logits): where logits are near the cap its teach
 the verifier, and a drafter that learnt it perfectly would still be rejected (total variation 0.13
 at top logits of 25, 0.24 at 30; simulated, temperature 1).
 
-The cap is applied behind `verifier_lm_head`, which every drafter kind of upstream makes its targets
-with, and nowhere else: vLLM's EAGLE-3 heads (`llama_eagle3.py` and its like in 0.32) serve the
-drafter's own logits without a cap, and so they are trained without one. Same operations in the same
-precision as vLLM's `LogitsProcessor` and transformers' Gemma, so that they round alike; compiled on
-a GPU the steps between stay in float32, up to one step of bfloat16 away (0.125 at logits near 30).
+The cap is applied behind `verifier_lm_head`, which EAGLE-3, P-EAGLE and DFlash with its like make
+their targets with (MTP has no use for it), and nowhere else: vLLM's EAGLE-3 heads
+(`llama_eagle3.py` and its like in 0.32) serve the drafter's own logits without a cap, and so they
+are trained without one. Same operations in the same precision as vLLM's `LogitsProcessor` and
+transformers' Gemma, so that they round alike; compiled on a GPU the steps between stay in float32,
+up to one step of bfloat16 away (0.125 at logits near 30).
 
 Verifiers whose config has no cap are left alone. A hook on the module, not another module: state
 dicts, FSDP and `torch.compile` see what they saw before.

@@ -24,10 +24,11 @@ SPEC = Spec(
             fix="""
                 When the verifier's weights are loaded, `verifier_lm_head` gets a forward hook that
                 caps what it returns, if the verifier's config (its `text_config` included) has a
-                cap. Every drafter makes its targets with that head, and every way of loading it,
-                DFlash's own included, passes through `_load_verifier_weights`. A hook and not
-                another module: state dicts, FSDP and `torch.compile` see what they saw. The
-                drafter's own head is not capped, as vLLM serves it without.
+                cap. Every drafter that learns the verifier's distribution makes its targets with
+                that head, and every way of loading it, DFlash's own included, passes through
+                `_load_verifier_weights`. A hook and not another module: state dicts, FSDP and
+                `torch.compile` see what they saw. The drafter's own head is not capped, as vLLM
+                serves it without.
                 """,
             risk="""
                 Drafters for capped verifiers learn something else than before, and their losses are
