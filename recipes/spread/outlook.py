@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recipes import plan_costs
-from recipes.config import ConfigError, Recipe, requests_of
+from recipes.config import ConfigError, Recipe
+from recipes.config_checks import requests_of
 from recipes.spread.model import Bound, Rates, bounds, crossing
 from recipes.spread.placement import Host, Placement, leader_serves, place
 from recipes.spread.refusals import GPU_BYTES, check, token_bytes
