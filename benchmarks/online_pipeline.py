@@ -39,7 +39,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from benchmarks.random_body import LAYERS, write_body, write_tokenizer
+from benchmarks.random_body import LAYERS, VOCABULARY, write_body, write_tokenizer
 from benchmarks.train_step import turn
 
 RESULTS = Path(__file__).parent / "results"
@@ -261,7 +261,7 @@ def main(
     size = Size(divide, tokens)
     with tempfile.TemporaryDirectory() as work:
         body = write_body(Path(work) / "body", divide=divide, layers=layers, fp8=fp8)
-        write_tokenizer(body, divide=divide)
+        write_tokenizer(body, VOCABULARY // divide)
         (Path(work) / "states").mkdir()
         order = {
             "body": str(body), "tokens": tokens, "hidden": size.hidden, "seconds": seconds,

@@ -142,12 +142,12 @@ class SpreadWeights:
         spread_weights(self.model_runner.model)
 
 
-def write_tokenizer(folder: Path, *, divide: int = 1) -> None:
-    """A tokenizer of made-up words beside the body's config; servers want one to start."""
+def write_tokenizer(folder: Path, vocabulary: int) -> None:
+    """A tokenizer of made-up words beside a body's config; servers want one to start."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = models.WordLevel({f"w{n}": n for n in range(VOCABULARY // divide)}, unk_token="w0")
+    words = models.WordLevel({f"w{n}": n for n in range(vocabulary)}, unk_token="w0")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="w0")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     tokenizer.save_pretrained(folder)

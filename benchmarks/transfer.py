@@ -48,8 +48,9 @@ REAL_HIDDEN = 2816
 def make_body(folder: Path, hidden: int, mlp: int) -> Path:
     """Writes a random Llama of 4 layers with a tokenizer; its folder."""
     import torch
-    from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from benchmarks.random_body import write_tokenizer
 
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -58,10 +59,7 @@ def make_body(folder: Path, hidden: int, mlp: int) -> Path:
         num_key_value_heads=hidden // HEAD, max_position_embeddings=8192,
     )  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    words = models.WordLevel({f"w{n}": n for n in range(VOCABULARY)}, unk_token="w0")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="w0")
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    tokenizer.save_pretrained(folder)
+    write_tokenizer(folder, VOCABULARY)
     return folder
 
 

@@ -1,7 +1,7 @@
 """Kinds of drafter besides EAGLE-3: how upstream trains each and vLLM serves it.
 
 What works end to end for a Gemma 4 body, and what does not, is tried by `benchmarks.drafter_kinds`
-and kept in the README's table. Kinds that do not work are not here.
+and kept in the README's table. MTP is not here: upstream refuses Gemma 4 for it.
 """
 
 from __future__ import annotations
