@@ -10,8 +10,9 @@ at once; and a sample whose reader died stays for ever. Here
 - a put without room or without a master waits for it, up to `room_s`, and one that had to be tried
   again has succeeded only when its sample is there: Mooncake says 0 to a key that it knows, also
   where the answer to an earlier try was lost on its way and nothing was written since;
-- what nobody has read within `unread_s` of its put is removed: its reader is dead, a living one
-  reads within milliseconds;
+- what nobody has read within `unread_s` of its put is removed: its reader is dead. One that reads,
+  or has just looked, has a lease from the master, and what is leased stays, however slow the link:
+  memory that is given away under a reader would give it another sample's bytes;
 - a small object of the name `producer-<id>` says that this producer lives, to those who wait.
 
 Used by `recipes.mooncake_hidden_states` in the vLLM process. Run with Mooncake 0.3.13.
@@ -32,7 +33,7 @@ from speculators_patches.mooncake_client import local_address
 
 logger = logging.getLogger(__name__)
 
-NOT_FOUND = -704
+NOT_FOUND, LEASED = -704, -706
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 _SAY_EVERY_S = 30.0
 _LOOK_S = 1.0
@@ -44,7 +45,7 @@ class Patience:
 
     Attributes:
         room_s: how long a put may wait for room or for the master.
-        unread_s: after how long a sample's reader counts as dead.
+        unread_s: after how long a sample that nobody has under way is left over.
     """
 
     room_s: float = 900.0
@@ -123,15 +124,15 @@ class PinnedStore:
         return status
 
     def remove_unread(self) -> int:
-        """Removes what has been there for `unread_s`; how many there were."""
+        """Removes what has been there for `unread_s` and nobody leases; how many there were."""
         before = self._clock() - self._patience.unread_s
         with self._lock:
             old = [key for key, at in self._put.items() if at <= before]
         removed = 0
         for key in old:
-            status = self._store.remove(key, True)
+            status = self._store.remove(key, False)  # not by force: see the lease above
             if status < 0 and status != NOT_FOUND:
-                continue  # no master just now: the next look
+                continue  # LEASED, or no master just now: the next look
             removed += status >= 0
             with self._lock:
                 self._put.pop(key, None)

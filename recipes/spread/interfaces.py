@@ -1,4 +1,4 @@
-"""Which network interface carries an address of this machine."""
+"""Which network interface carries an address of this machine, and is it one for others?"""
 
 from __future__ import annotations
 
@@ -28,6 +28,29 @@ def of(name: str) -> str | None:
         if address == network.ip or (address.is_loopback and address in network.network):
             return interface
     return None
+
+
+def loopback(name: str) -> str | None:
+    """The address of `name`, as this machine finds it, if it is one of the machine itself alone.
+
+    None where it is another one, or where nothing is known of the name here.
+    """
+    try:
+        address = ipaddress.IPv4Address(socket.gethostbyname(name))
+    except (OSError, UnicodeError):
+        return None
+    return str(address) if address.is_loopback or address.is_unspecified else None
+
+
+def towards(name: str) -> str | None:
+    """This machine's address on the way to `name`; None where no way is known. Sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((name, 9))
+        except (OSError, UnicodeError):
+            return None
+        found = ipaddress.IPv4Address(probe.getsockname()[0])
+    return None if found.is_loopback else str(found)
 
 
 def _network(interface: str) -> ipaddress.IPv4Interface | None:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 from recipes import plan_costs
 from recipes.config import ConfigError, Recipe
+from recipes.config_checks import requests_of
+from recipes.spread import interfaces
 from recipes.spread.placement import Placement, place
 from recipes.train_memory import device_bytes
+from recipes.vllm.mooncake import READ_S
 
 GPU_BYTES = {"dgx-spark": 121e9, "h100": 80e9}
 STORED_ROWS = 2  # that a producer's Mooncake memory must hold
@@ -42,6 +45,7 @@ def check(recipe: Recipe, preset: str, run_dir: Path) -> Placement:
     _check_link(recipe, placement)
     _check_store(recipe, placement, GPU_BYTES[preset] if preset == "dgx-spark" else None)
     if placement.is_spread:
+        _check_addresses(recipe.hosts)
         _check_folder(recipe, run_dir)
     return placement
 
@@ -77,6 +81,44 @@ def _check_link(recipe: Recipe, placement: Placement) -> None:
             f"{recipe.request_timeout:g}, so no row would ever arrive: take a faster link, or put "
             f"producers beside the trainers{with_mooncake}."
         )
+    _check_reads(recipe, placement)
+
+
+def _check_reads(recipe: Recipe, placement: Placement) -> None:
+    """Workers read side by side, and over a full link each takes as long as all of them."""
+    if recipe.transfer != "mooncake" or not placement.crossing:
+        return
+    row = recipe.seq_len * token_bytes(recipe) * 8 / (recipe.network_gbit * 1e9)
+    trainers, each = max(host.trainers for host in placement.hosts), requests_of(recipe)
+    if row * trainers * each <= READ_S:
+        return
+    fewer = int(READ_S / row / trainers)
+    remedy = f"--set num_workers={fewer}, or " if fewer else ""
+    raise ConfigError(
+        f"network_gbit={recipe.network_gbit}: the {trainers * each} rows that workers of one "
+        f"machine read at once take {row * trainers * each:.0f} s over it, and Mooncake gives a "
+        f"read up after {READ_S:.0f} s, so that rows would be asked for again and again: "
+        f"{remedy}take a faster link, or put producers beside the trainers."
+    )
+
+
+def _check_addresses(hosts: tuple[str, ...]) -> None:
+    """No machine is known by an address at which the others would find themselves.
+
+    Debian gives a machine's own name 127.0.1.1: what it starts there nobody else reaches. Machines
+    that all are 127.x.y.z are one machine that plays several, as in tests.
+    """
+    local = {name: found for name in hosts if (found := interfaces.loopback(name))}
+    if not local or local == {name: name for name in hosts}:
+        return
+    name, found = next(iter(local.items()))
+    others = [host for host in hosts if host not in local]
+    instead = interfaces.towards(others[0]) if others else None
+    raise ConfigError(
+        f"hosts names {name}, which is {found} on this machine: what it starts there the others "
+        f"cannot reach. Give the address at which they do{f', {instead}' if instead else ''}, or "
+        f"mend the entry of {name} in /etc/hosts."
+    )
 
 
 def _check_store(recipe: Recipe, placement: Placement, unified: float | None) -> None:

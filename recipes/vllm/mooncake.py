@@ -10,6 +10,11 @@ from typing import Any
 from recipes.vllm.errors import ServerError
 
 GIB = 2**30
+# After how long Mooncake's client gives up reading a sample; it cannot be set (0.3.13).
+READ_S = 60.0
+# For how long a sample stays for who has asked for it; a read that outlasts it counts as failed.
+# Mooncake's own 10 s are too few for a slow link, over which then no sample would ever arrive.
+LEASE_S = 90.0
 # Room for Mooncake's own small messages; samples go through buffers of their own.
 LOCAL_BUFFER_GIB = 0.0625
 
@@ -70,7 +75,7 @@ class Store:
         master: its master's address, host:port.
         segment_gib: memory of each producer for samples that wait for their reader, GiB.
         room_s: how long a producer waits for room or for the master, seconds.
-        unread_s: after how long a sample that nobody read is removed, seconds.
+        unread_s: after how long a sample that nobody read or reads is removed, seconds.
     """
 
     master: str

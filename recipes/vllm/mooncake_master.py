@@ -50,6 +50,7 @@ def master_command(address: str, metrics_port: int = 9003, folder: Path | None =
         "-metrics_host", host, "-metrics_port", str(metrics_port),
         # Pinned objects are never evicted; this keeps it from trying at 90 %.
         "-eviction_high_watermark_ratio", "1.0",
+        "-default_kv_lease_ttl", f"{mooncake.LEASE_S:.0f}s",
         "-logtostderr", "-minloglevel", "1",
     ]  # fmt: skip
 

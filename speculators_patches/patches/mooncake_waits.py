@@ -8,9 +8,10 @@ starts at all.
 
 Here a reader waits while the master is away or the store has no room, as long as for a producer
 (`wait_for_producer`, --producer-wait-minutes); then the run stops with one sentence and a
-checkpoint. A sample that was lost with its producer or with the master's memory is asked again.
-What the producer itself says is wrong with a sample goes upstream's way. Calls into Mooncake, which
-may block for a minute, leave signals free.
+checkpoint. A sample that was lost with its producer or with the master's memory is asked again;
+also where it was lost while it was read, as its memory may hold another one's bytes by then. What
+the producer itself says is wrong with a sample goes upstream's way. Calls into Mooncake, which may
+block for a minute, leave signals free.
 
 Producers started with `recipes.mooncake_hidden_states` also never evict or drop a sample and say in
 their answers who they are; with upstream's own connector a lost sample is noticed only by time.
@@ -86,6 +87,7 @@ PATCH = Patch(
 # With upstream's own connector, which gives no sign of life: upstream's limit.
 _WITHOUT_SIGN_S = 120.0
 _ALIVE = "producer"  # of recipes.mooncake_hidden_states
+_LEASE_EXPIRED, _TRANSFER_FAILED = -707, -800  # Mooncake's
 
 logger = logging.getLogger("speculators")
 
@@ -156,12 +158,16 @@ def get_generated(self: Any, hs_transfer_params: dict[str, Any]) -> Any:
         )
         raise Gone(self._gone) from error
     try:
-        return _calls(_get_generated, self, hs_transfer_params)
+        sample = _calls(_get_generated, self, hs_transfer_params)
     except Exception as error:
         if _is_lost(error):
-            why = f"{str(error).partition(chr(10))[0][:200]}"
+            why = f"{str(error).partition(chr(10))[0][:200]}{_advice(error)}"
             raise StoreAway(f"a stored sample could not be read: {why}") from error
         raise
+    if _look(self, handle) != "stored":
+        # A master that was started anew, or another process, may have given its memory away.
+        raise StoreAway("a sample was removed from the store while it was read")
+    return sample
 
 
 def delete(self: Any, handle: str) -> None:
@@ -177,6 +183,19 @@ def _look(transfer: Any, key: str) -> Status:
 def _either(one: Status, other: Status) -> Status:
     found = (one, other)
     return "stored" if "stored" in found else "away" if "away" in found else "absent"
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a read that took too long, in brackets."""
+    text = str(error)
+    if f"returned {_LEASE_EXPIRED}" in text:
+        return (
+            " (its lease was over before it had come: start the master with "
+            "-default_kv_lease_ttl=90s)"
+        )
+    if f"returned {_TRANSFER_FAILED}" in text:
+        return " (the link broke, or takes above 60 s: fewer workers would read at once)"
+    return ""
 
 
 def _is_lost(error: Exception) -> bool:

@@ -74,11 +74,17 @@ class Network:
         for name in (*map(self._space, self._hosts), self._switch):
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
-    def start(self, host: str, role: str, settings: Mapping[str, Any]) -> Host:
-        """Runs tests.e2e.network_host there, on a host of that name, which nobody can look up."""
+    def start(
+        self,
+        host: str,
+        role: str,
+        settings: Mapping[str, Any],
+        module: str = "tests.e2e.network_host",
+    ) -> Host:
+        """Runs `module` there, on a host of that name, which nobody can look up."""
         enter = ["ip", "netns", "exec", self._space(host), "unshare", "--uts", "sh", "-c"]
         named = ['hostname "$0" && exec "$@"', host, sys.executable]
-        started = Host([*enter, *named, "-m", "tests.e2e.network_host", role], settings)
+        started = Host([*enter, *named, "-m", module, role], settings)
         self._started.append(started)
         return started
 
@@ -143,8 +149,12 @@ class Host:
 
     def ask(self, what: str) -> dict[str, Any]:
         """Its answer to a command."""
-        self._write({"do": what})
+        self.begin(what)
         return self.answer()
+
+    def begin(self, what: str) -> None:
+        """Gives a command, whose answer comes later."""
+        self._write({"do": what})
 
     def answer(self) -> dict[str, Any]:
         """The next thing it says; the first one comes when it is ready."""

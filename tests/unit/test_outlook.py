@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -322,6 +323,7 @@ def test_the_miniature_is_of_one_machine(tmp_path: Path) -> None:
 def test_a_run_folder_that_the_others_do_not_see_is_refused(tmp_path: Path, monkeypatch) -> None:
     here = socket.gethostname()
     both = recipe(f"hosts={here},other")
+    monkeypatch.setattr(socket, "gethostbyname", addresses({here: "192.0.2.1"}))
     monkeypatch.setattr(refusals, "filesystem", lambda path: "ext4")
     with pytest.raises(ConfigError, match="is on ext4, which the other hosts don't see"):
         refusals.check(both, "h100", tmp_path)
@@ -330,6 +332,56 @@ def test_a_run_folder_that_the_others_do_not_see_is_refused(tmp_path: Path, monk
     # Planned elsewhere: this machine's folders say nothing.
     monkeypatch.setattr(refusals, "filesystem", lambda path: "ext4")
     refusals.check(recipe("hosts=one,other"), "h100", tmp_path)
+
+
+def addresses(known: dict[str, str]) -> Callable[[str], str]:
+    """A resolver that knows these names."""
+
+    def find(name: str) -> str:
+        if name not in known:
+            raise socket.gaierror(-2, "Name or service not known")
+        return known[name]
+
+    return find
+
+
+@pytest.mark.parametrize("address", ["127.0.1.1", "127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("transfer", ["file", "mooncake"])
+def test_a_name_that_means_this_machine_alone_is_refused(
+    tmp_path: Path, monkeypatch, address: str, transfer: str
+) -> None:
+    """Debian's entry for a machine's own name, on whichever machine it is run."""
+    monkeypatch.setattr(socket, "gethostbyname", addresses({"b": address, "c": "192.0.2.9"}))
+    settings = (f"transfer={transfer}", "trainers=2", "host_gpus=1")
+    with pytest.raises(ConfigError, match=r"^[^\n]+$") as refused:
+        refusals.check(recipe("hosts=a,b", "producers=2", *settings), "h100", tmp_path)
+    assert f"hosts names b, which is {address} on this machine" in str(refused.value)
+    assert "/etc/hosts" in str(refused.value)
+    refusals.check(recipe("hosts=a,c", "producers=2", *settings), "h100", tmp_path)
+
+
+def test_machines_that_all_are_loopback_addresses_are_one_that_plays_them(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    refusals.check(recipe("hosts=127.0.0.2,127.0.0.3"), "h100", run)
+    with pytest.raises(ConfigError, match=r"hosts names 127\.0\.0\.2, which is 127\.0\.0\.2 on"):
+        refusals.check(recipe("hosts=127.0.0.2,192.0.2.1"), "h100", run)
+
+
+def test_rows_that_workers_read_at_once_must_come_within_mooncakes_time(tmp_path: Path) -> None:
+    """One gigabit, 24 workers on the machine that trains, 92 MB a row: 18 s. A tenth of it: 177."""
+    spread = ("hosts=a,b", "trainers=2", "producers=2", "transfer=mooncake")
+    refusals.check(recipe(*spread, "network_gbit=1"), "h100", tmp_path)
+    with pytest.raises(ConfigError, match=r"^[^\n]+$") as refused:
+        refusals.check(recipe(*spread, "network_gbit=0.1"), "h100", tmp_path)
+    assert "the 24 rows that workers of one machine read at once take 177 s" in str(refused.value)
+    assert "--set num_workers=4, or take a faster link" in str(refused.value)
+    refusals.check(recipe(*spread, "network_gbit=0.1", "num_workers=4"), "h100", tmp_path)
+    # Beside its producers a trainer reads through no link.
+    home = ("transfer=mooncake", "network_gbit=0.1", "trainers=2", "producers=2")
+    refusals.check(recipe(*home), "h100", tmp_path)
+    # One row takes so long that no number of workers helps.
+    with pytest.raises(ConfigError, match="asked for again and again: take a faster link"):
+        refusals.check(recipe(*spread, "network_gbit=0.01"), "h100", tmp_path)
 
 
 def test_the_filesystem_is_that_of_the_longest_mount(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 pytest.importorskip("hs_connectors.mooncake_store")
 
-from recipes.mooncake_store import NOT_FOUND, Patience, PinnedStore
+from recipes.mooncake_store import LEASED, NOT_FOUND, Patience, PinnedStore
 
 CAPACITY = 10
 NO_ROOM, NO_MASTER = -200, -900
 DISCARD_S = 5.0  # real ones: 30 s
+LEASE_S = 7.0
 
 
 class Mooncake:
@@ -31,6 +32,7 @@ class Mooncake:
         self.clock = clock
         self.objects: dict[str, int] = {}
         self.begun: dict[str, float] = {}
+        self.leased: dict[str, float] = {}  # key -> until when
         self.lost: str | None = None
         self.master = True
         self.configs: list[object] = []
@@ -56,10 +58,18 @@ class Mooncake:
     def put(self, key: str, value: bytes, config: object) -> int:
         return self.put_from(key, 0, len(value), config)
 
+    def lease(self, key: str) -> None:
+        """What a reader's look or read does."""
+        self.leased[key] = self.clock() + LEASE_S
+
+    def is_leased(self, key: str) -> bool:
+        return self.clock() < self.leased.get(key, -1.0)
+
     def remove(self, key: str, force: bool) -> int:
-        assert force
         if not self.master:
             return NO_MASTER
+        if key in self.objects and self.is_leased(key) and not force:
+            return LEASED
         return 0 if self.objects.pop(key, None) is not None else NOT_FOUND
 
 
@@ -98,6 +108,11 @@ class Life(RuleBasedStateMachine):
         if self.mooncake.objects:
             self.mooncake.objects.pop(data.draw(st.sampled_from(sorted(self.mooncake.objects))))
 
+    @rule(data=st.data())
+    def begin_to_read(self, data: st.DataObject) -> None:
+        if self.mooncake.objects:
+            self.mooncake.lease(data.draw(st.sampled_from(sorted(self.mooncake.objects))))
+
     @rule(seconds=st.floats(0.1, 8))
     def later(self, seconds: float) -> None:
         self.now += seconds
@@ -106,6 +121,7 @@ class Life(RuleBasedStateMachine):
     def master(self, up: bool) -> None:
         if not up and self.mooncake.master:
             self.mooncake.objects.clear()  # it remembers nothing
+            self.mooncake.leased.clear()
         self.mooncake.master = up
 
     @rule(whose=st.sampled_from(["begin", "end"]))
@@ -118,8 +134,10 @@ class Life(RuleBasedStateMachine):
         self.store.remove_unread()
         gone = before.keys() - self.mooncake.objects.keys()
         assert all(self.now - self.put_at[key] >= 10.0 for key in gone), "a living reader lost it"
+        assert not any(self.mooncake.is_leased(key) for key in gone), "it was being read"
         if self.mooncake.master:
-            assert all(self.now - self.put_at[key] < 10.0 for key in self.mooncake.objects)
+            left = [key for key in self.mooncake.objects if not self.mooncake.is_leased(key)]
+            assert all(self.now - self.put_at[key] < 10.0 for key in left)
 
     @invariant()
     def all_are_pinned(self) -> None:

@@ -130,6 +130,8 @@ def test_the_plan_shows_the_master_and_every_producer(tmp_path: Path) -> None:
     kinds = [kind for kind, _ in plan["train"].commands]
     assert kinds == ["master", "server", "server", "upstream"]
     assert plan["train"].commands[0][1][0] == "mooncake_master"
+    master = " ".join(plan["train"].commands[0][1])
+    assert "-default_kv_lease_ttl 90s" in master  # a slow read outlasts Mooncake's own 10 s
     assert [kind for kind, _ in plan["regenerate"].commands] == ["server", "server", "upstream"]
     mine = recipe("transfer=mooncake", "mooncake_master=store:50051")
     plan = {one.name: one for one in make_plan(mine, RunFolder(tmp_path), "dgx-spark")}

@@ -63,6 +63,16 @@ def test_the_environment_lets_ranks_start_again(monkeypatch) -> None:
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in torchrun.environment(recipe)
 
 
+def test_an_address_of_this_machine_alone_is_told_from_others() -> None:
+    assert interfaces.loopback("localhost") == "127.0.0.1"
+    assert interfaces.loopback("127.0.1.1") == "127.0.1.1"
+    assert interfaces.loopback("0.0.0.0") == "0.0.0.0"
+    assert interfaces.loopback("192.0.2.1") is None
+    assert interfaces.loopback("no such name") is None
+    assert interfaces.towards("127.0.0.1") is None
+    assert interfaces.towards("no such name") is None
+
+
 def test_machines_talk_over_the_interface_that_has_their_address(monkeypatch) -> None:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     recipe, _ = resolve("h100", None, ["hosts=127.0.0.2,127.0.0.3", "trainers=2", "host_gpus=1"])
