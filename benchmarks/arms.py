@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.schema import ArmSpec
+from recipes import secrets
 from recipes.vllm_server import ServerSpec
 
 NO_SPECULATION = "no speculation"
@@ -168,6 +169,11 @@ def with_server(
 def parse_endpoint(text: str) -> Arm:
     """`name=url`, or `name:n=url` for a server that drafts n tokens a step."""
     name, url = named(text, "--endpoint")
+    if secrets.in_url(url):
+        raise ArmError(
+            f"--endpoint {name} holds a user's name or password, which would be written into the "
+            "results: give the address alone, and reach such a server through a tunnel (ssh -L)."
+        )
     name, _, depth = name.rpartition(":") if ":" in name else (name, "", "0")
     if not depth.isdigit() or not re.match(r"https?://", url):
         raise ArmError(

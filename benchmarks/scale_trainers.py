@@ -14,17 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.quota import NoQuotas, Quotas
+from recipes import environment
 from recipes.spread import torchrun
 from recipes.spread.model import Rates, fit
 
@@ -142,11 +141,9 @@ def main() -> None:
     rows = predictions(found["rows"], found["gradient_bytes"])
     unseen = [abs(row["error"]) for row in rows if not row["fitted"]]
     result = {
-        "command": f"python -m benchmarks.scale_trainers {' '.join(sys.argv[1:])}".strip(),
+        "command": environment.command_line("benchmarks.scale_trainers"),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        "torch": version("torch"),
-        "speculators": version("speculators"),
+        "made_with": environment.describe(),
         "divide": options.divide,
         "cores": options.cores,
         "gradient_bytes": found["gradient_bytes"],

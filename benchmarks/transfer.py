@@ -4,9 +4,9 @@
 
 Real vLLM servers on a CPU with a random body, a real Mooncake over TCP, upstream's data set with
 this project's patches, and upstream's drafter (the real one's widths divided) trained by one or two
-gloo ranks. All of it is up from the beginning; the arms take turns, and what counts is the ratio to
-one producer and one trainer with files in the same round. Every arm must get the same hidden
-states, bit for bit.
+gloo ranks. All of it is up from the beginning; the arms take turns, and what can be carried over to
+another machine is the ratio to one producer and one trainer with files in the same round; samples/s
+are those of the machine that the file names. Every arm must get the same hidden states, bit for bit.
 
 Every producer and every trainer is given the same fixed share of a core (benchmarks/quota.py), so
 that a second one adds what a second machine would, as long as the cores suffice for all; with
@@ -209,9 +209,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(options, Path(folder))
     settings = {name: value for name, value in vars(options).items() if name != "out"}
+    made_with = environment.describe()
+    share = f"{options.cores:g}" if options.cores else "no fixed share"
     result = {
+        "command": environment.command_line("benchmarks.transfer"),
+        "machine": f"{made_with['processor']}, {made_with['cores']} cores, {share} of one for each "
+        "producer and trainer",
         "settings": settings, **found, "seconds": round(time.monotonic() - began, 1),
-        "made_with": environment.describe(),
+        "made_with": made_with,
     }  # fmt: skip
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(found["arms"], found["model"]))

@@ -113,7 +113,7 @@ def largest_error(told: Iterable[dict[str, Any]]) -> float:
 
 
 def table(rows: list[dict[str, Any]], told: list[dict[str, Any]]) -> str:
-    """Markdown: the whole pipelines, by transfer."""
+    """Markdown: measured samples/s and their ratios, medians over rounds with their range."""
 
     def of(source: list[dict[str, Any]], arm: Arm) -> dict[str, Any]:
         return next(
@@ -123,14 +123,15 @@ def table(rows: list[dict[str, Any]], told: list[dict[str, Any]]) -> str:
         )  # fmt: skip
 
     lines = [
-        "| producers | trainers | transfer | samples/s, of one and one with files "
+        "| producers | trainers | transfer | samples/s | of one and one with files "
         "| model's error | held back by |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for arm in (*WHOLE, *READ, *ALONE):
         row = of(rows, arm)
-        spread = f"{row['ratio']:.2f} ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})"
-        cells = [str(arm.producers or "-"), str(arm.trainers or "-"), arm.transfer or "-", spread]
+        rate, ratio = _spread(row["samples_s"]), _spread(row["ratios"])
+        counts = [str(count or "-") for count in (arm.producers, arm.trainers)]
+        cells = [*counts, arm.transfer or "-", rate, ratio]
         if arm.producers:
             model = of(told, arm)
             error = "fitted" if model["fitted"] else f"{100 * model['error']:+.0f} %"
@@ -139,3 +140,7 @@ def table(rows: list[dict[str, Any]], told: list[dict[str, Any]]) -> str:
             cells += ["fitted", "trainers"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"

@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from recipes import secrets
 from recipes.config import ConfigError, Recipe, listed
 
 
 def check(r: Recipe) -> None:
     """Values that would fail only hours later, refused now."""
+    _check_secrets(r)
     _check_data(r)
     _check_numbers(r)
     _check_producers(r)
@@ -137,6 +139,19 @@ def requests_of(r: Recipe) -> int:
 
 def _samples(count: int) -> str:
     return "one sample" if count == 1 else f"{count} samples"
+
+
+def _check_secrets(r: Recipe) -> None:
+    """Before any other check, as those repeat what they refuse."""
+    if why := secrets.in_flags(r.vllm_extra):
+        raise ConfigError(f"vllm_extra: {why}.")
+    for setting in ("regenerate_endpoint", "train_endpoint", "mooncake_master"):
+        if any(secrets.in_url(url) or "@" in url for url in listed(getattr(r, setting))):
+            raise ConfigError(
+                f"{setting} holds a user's name or password, which would be written into the run "
+                "folder and its logs: give the address alone; a server that wants a password is "
+                "reached through a tunnel (ssh -L)."
+            )
 
 
 def _check_addresses(r: Recipe) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,18 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "gpu": _gpu(),
         "commit": _commit(),
-        # Folders by their last name: where they lay on this machine is nobody's business.
-        "command": [Path(a).name if Path(a).is_absolute() else a for a in sys.argv],
+        "command": _without_folders(sys.argv),
     }
+
+
+def command_line(module: str) -> str:
+    """This call of a module, as it would be typed: for `command` in a result file."""
+    return " ".join(["python -m", module, *map(shlex.quote, _without_folders(sys.argv[1:]))])
+
+
+def _without_folders(words: Sequence[str]) -> list[str]:
+    """Folders by their last name: where they lay on this machine is nobody's business."""
+    return [Path(word).name if Path(word).is_absolute() else word for word in words]
 
 
 def _processor() -> str:

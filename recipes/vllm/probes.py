@@ -203,6 +203,11 @@ def sampling(client: httpx.Client, spec: ServerSpec) -> float:
 def _get(client: httpx.Client, path: str) -> Any:
     try:
         reply = client.get(path)
+        if reply.status_code == 401:
+            raise ServerError(
+                f"The server at {client.base_url} wants an API key, and upstream's clients send "
+                "none: start it without --api-key and VLLM_API_KEY, on a network of yours alone."
+            )
         reply.raise_for_status()
         return reply.json()
     except (httpx.HTTPError, ValueError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 from packaging.version import Version
 
+from recipes import secrets
 from recipes.vllm import drafting
 from recipes.vllm.errors import ServerError
 from recipes.vllm.mooncake import Store
@@ -124,6 +125,8 @@ class ServerSpec:
     env: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if why := secrets.in_flags(self.extra_args):
+            raise ServerError(f"vLLM's flags: {why}.")  # a bench's server is named by its flags
         if self.speculative_config is not None and self.extraction_layers:
             raise ServerError(
                 f"server {self.name} cannot both draft and extract hidden states, as vLLM extracts "
@@ -214,6 +217,8 @@ def environment(spec: ServerSpec, vllm: Installed) -> dict[str, str]:
             # Some helpers are compiled regardless of --enforce-eager: 10 s of C++ compiler at the
             # first request that asks for log-probabilities.
             out["TORCH_COMPILE_DISABLE"] = "1"
+    if os.environ.get("VLLM_API_KEY"):
+        out["VLLM_API_KEY"] = ""  # production's: nobody here sends one, and vLLM would answer 401
     paths = [str(HOME), os.environ.get("PYTHONPATH", "")]
     out["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     return out | dict(spec.env)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import scale_trainers, transfer, transfer_arms
-from recipes import gemma4_abliterated, stages
+from recipes import environment, gemma4_abliterated, stages
 from recipes.config import ConfigError, resolve
 from recipes.spread import outlook, refusals
 from recipes.spread.model import Rates, bounds, fit, of_parts
@@ -215,6 +215,15 @@ def test_the_stated_error_is_that_of_the_measured_rows(tmp_path: Path) -> None:
     assert any(stated in line for line in said(tmp_path, "trainers=2"))
 
 
+def test_a_result_names_no_folder_of_the_machine_that_made_it(monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/home/me/x.py", "--rows", "8", "--out", "/home/me/a b.json"])
+    told = environment.command_line("benchmarks.transfer")
+    assert told == "python -m benchmarks.transfer --rows 8 --out 'a b.json'"
+    for path in (scale_trainers.RESULT, transfer.RESULT):
+        command = json.loads(path.read_text("utf-8"))["command"]
+        assert command == f"python -m benchmarks.{path.stem}"
+
+
 def test_the_stated_error_of_whole_pipelines_is_that_of_the_measured_arms(tmp_path: Path) -> None:
     found = json.loads(transfer.RESULT.read_text("utf-8"))
     told = transfer_arms.predictions(
@@ -224,6 +233,9 @@ def test_the_stated_error_of_whole_pipelines_is_that_of_the_measured_arms(tmp_pa
     assert len([row for row in told if not row["fitted"]]) == 10
     error = transfer_arms.largest_error(told)
     assert error == pytest.approx(found["largest_error_on_unseen"])
+    readme = (outlook.RESULTS.parent / "README.md").read_text("utf-8")
+    assert transfer_arms.table(found["arms"], told) in readme
+    assert found["machine"] in readme  # whose samples/s those are
     stated = f"producers by at most {100 * error:.0f} %"
     assert any(stated in line for line in said(tmp_path, "producers=2"))
 
