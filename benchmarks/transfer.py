@@ -4,9 +4,9 @@
 
 Real vLLM servers on a CPU with a random body, a real Mooncake over TCP, upstream's data set with
 this project's patches, and upstream's drafter (the real one's widths divided) trained by one or two
-gloo ranks. All of it is up from the beginning; the arms take turns, and what can be carried over to
-another machine is the ratio to one producer and one trainer with files in the same round; samples/s
-are those of the machine that the file names. Every arm must get the same hidden states, bit for bit.
+gloo ranks. All of it is up from the beginning and the arms take turns. What carries over to another
+machine is the ratio to one producer and one trainer with files in the same round; samples/s are
+those of the machine that the file names. Every arm must get the same hidden states, bit for bit.
 
 Every producer and every trainer is given the same fixed share of a core (benchmarks/quota.py), so
 that a second one adds what a second machine would, as long as the cores suffice for all; with
