@@ -42,15 +42,21 @@ def write(launcher: str, folder: Path, *settings: str) -> Path:
 def test_skypilot_reads_its_task_and_its_volume(tmp_path: Path, settings: tuple[str, ...]) -> None:
     if not Path(SKYPILOT).exists():
         pytest.skip("SkyPilot is not installed; `make launchers` does it")
-    folder = write("skypilot", tmp_path / "launch", *settings)
+    body = tmp_path / "my body"
+    body.mkdir()
+    (body / "config.json").touch()
+    folder = write("skypilot", tmp_path / "launch", *settings, f"body={body}")
     code = """if True:
         import sys, yaml, jsonschema, sky
         from sky.utils import schemas
         task = sky.Task.from_yaml(sys.argv[1] + "/task.yaml")
         task.validate_name()
+        task.expand_and_validate_workdir()
+        task.expand_and_validate_file_mounts()
         (resources,) = task.resources
         jsonschema.validate(
             yaml.safe_load(open(sys.argv[1] + "/volume.yaml")), schemas.get_volume_schema())
+        print(sorted(task.file_mounts.items()))
         print(task.num_nodes, resources.accelerators, resources.use_spot, sorted(task.volumes))
     """
     done = subprocess.run(
@@ -61,7 +67,15 @@ def test_skypilot_reads_its_task_and_its_volume(tmp_path: Path, settings: tuple[
     assert done.returncode == 0, done.stderr[-3000:]
     machines, gpus = (1, 4) if settings is ONE else (2, 8)
     assert done.stdout.split("\n")[-2] == f"{machines} {{'H100': {gpus}}} True ['/runs']"
-    # The parser refuses what is not its own: it did read the file.
+    mounts = [(str(body), str(body)), ("~/launch", str(folder))]
+    assert done.stdout.split("\n")[-3] == str(mounts)
+    # The parser refuses what is not its own, and what is not there to be uploaded: it did look.
+    (body / "config.json").unlink()
+    body.rmdir()
+    lost = subprocess.run([SKYPILOT, "-c", code, str(folder)], capture_output=True, text=True,
+                          env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)})  # fmt: skip
+    assert f"'{body}' does not exist" in lost.stderr
+    body.mkdir()
     text = (folder / "task.yaml").read_text()
     (folder / "task.yaml").write_text(text.replace("num_nodes:", "number_of_nodes:"))
     wrong = subprocess.run([SKYPILOT, "-c", code, str(folder)], capture_output=True, text=True,
@@ -76,7 +90,9 @@ def test_docker_compose_reads_its_file(tmp_path: Path) -> None:
         program = ["docker", "compose"]
     else:
         pytest.skip("neither docker nor docker-compose is installed")
-    folder = write("docker-compose", tmp_path, *ONE)
+    body = tmp_path / "my body"
+    body.mkdir()
+    folder = write("docker-compose", tmp_path / "launch", *ONE, f"body={body}")
 
     def config() -> subprocess.CompletedProcess[str]:
         return subprocess.run(

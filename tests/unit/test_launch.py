@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -140,6 +141,56 @@ def test_folders_with_a_space_or_a_dollar_stay_one_word(tmp_path: Path) -> None:
     assert words[words.index("--run-dir") + 1] == "/runs/my $run"
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "settings.json").read_text())["settings"]
+    return found
+
+
+def test_what_settings_name_on_this_machine_is_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my body").mkdir()
+    (tmp_path / "prompts.jsonl").touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "my body")
+    settings = ("body=my body", "draft_start=linked", "prompts=prompts.jsonl",
+                "bench_mtp=/runs/models/mtp")  # fmt: skip
+    mounts = yaml.safe_load(write("skypilot", tmp_path / "out", *settings)["task.yaml"])
+    assert mounts["file_mounts"] == {
+        "~/launch": str(tmp_path / "out"),
+        str(tmp_path / "my body"): str(tmp_path / "my body"),
+        str(tmp_path / "linked"): str(tmp_path / "my body"),
+        str(tmp_path / "prompts.jsonl"): str(tmp_path / "prompts.jsonl"),
+    }
+    # What the machines read are those paths, wherever they read them.
+    found = settings_of(tmp_path / "out")
+    assert found["body"] == str(tmp_path / "my body")
+    assert found["prompts"] == str(tmp_path / "prompts.jsonl")
+    assert found["bench_mtp"] == "/runs/models/mtp"
+    assert found["bench_dflash"] == "z-lab/gemma-4-26B-A4B-it-DFlash"
+
+
+def test_what_rented_machines_would_lack_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^body=/models/body is not on this machine, [^\n]+$"):
+        write("skypilot", tmp_path / "out", "body=/models/body")
+    assert not (tmp_path / "out").exists()
+    write("slurm", tmp_path / "slurm", "body=/models/body")  # its nodes may have it
+
+
+@pytest.mark.parametrize("launcher", ["skypilot", "docker-compose"])
+def test_a_folder_of_links_as_in_the_hubs_cache_is_refused(tmp_path: Path, launcher: str) -> None:
+    snapshot, blobs = tmp_path / "snapshot", tmp_path / "blobs"
+    snapshot.mkdir()
+    blobs.mkdir()
+    (blobs / "1").touch()
+    (snapshot / "config.json").touch()
+    (snapshot / "same.json").symlink_to("config.json")
+    write(launcher, tmp_path / "whole", f"body={snapshot}")
+    (snapshot / "model.safetensors").symlink_to("../blobs/1")
+    with pytest.raises(ConfigError, match=r"holds links to files outside of it.*cp -rL\.$"):
+        write(launcher, tmp_path / "out", f"body={snapshot}")
+
+
 def test_what_settings_name_on_this_machine_is_in_the_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,9 +201,14 @@ def test_what_settings_name_on_this_machine_is_in_the_container(
                 "prompts=prompts.jsonl")  # fmt: skip
     text = write("docker-compose", tmp_path / "out", *settings)["compose.yaml"]
     volumes = yaml.safe_load(text)["services"]["run"]["volumes"]
-    assert f"{tmp_path / 'my body'}:{tmp_path / 'my body'}:ro" in volumes
-    assert "/models/eagle3:/models/eagle3:ro" in volumes
-    assert f"{tmp_path / 'prompts.jsonl'}:/project/prompts.jsonl:ro" in volumes
+    named = [tmp_path / "my body", "/models/eagle3", tmp_path / "prompts.jsonl"]
+    assert [one for one in volumes if isinstance(one, dict)] == [
+        {
+            "type": "bind", "source": str(path), "target": str(path), "read_only": True,
+        }
+        for path in named
+    ]  # fmt: skip
+    assert settings_of(tmp_path / "out")["prompts"] == str(tmp_path / "prompts.jsonl")
     plain = write("docker-compose", tmp_path / "plain")["compose.yaml"]
     assert len(yaml.safe_load(plain)["services"]["run"]["volumes"]) == 3  # hub ids need none
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os.path
 import shlex
 from pathlib import Path
 
 from recipes.config import ConfigError
+from recipes.spread.launch import inputs
 from recipes.spread.launch.job import PROJECT, Job, extras, packages, quoted, scalar
 
-# Settings that may name a file or folder of this machine.
-_PATHS = ("body", "draft_start", "prompts", "bench_prompts", "bench_mtp", "bench_dflash")
 _WORKDIR = "/project"
 
 
@@ -99,13 +97,18 @@ RUN pip install --no-cache-dir '.[{extras(job)}]'
 
 
 def _mounts(job: Job) -> list[str]:
-    """Files and folders of this machine that settings name, at the same path in the container."""
+    """Files and folders of this machine that settings name, at the same path in the container.
+
+    In the long form, in which older Compose does not make an empty folder of one that is missing;
+    newer Compose has an option for that, which older refuses.
+    """
     found = {}
-    for name in _PATHS:
-        value = getattr(job.recipe, name)
-        if value and (Path(value).is_absolute() or Path(value).exists()):
-            target = os.path.normpath(Path(_WORKDIR) / value)
-            found[target] = _literal(Path(value).resolve(), f":{_escaped(target)}:ro")
+    for name, path in inputs.paths(job.recipe).items():
+        inputs.check_copied(name, path, "docker-compose")
+        found[path] = (
+            f"type: bind\n        source: {_literal(path.resolve())}\n        target: "
+            f"{_literal(path)}\n        read_only: true"
+        )
     return list(found.values())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from recipes.config import Recipe
 from recipes.spread import torchrun
+from recipes.spread.launch import inputs
 from recipes.spread.placement import Placement, leader_serves, place
 
 # In every file, by which `plan` knows its own.
@@ -52,8 +53,12 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All but `hosts`, which are known when the machines are."""
-        return {name: value for name, value in self.recipe.to_json().items() if name != "hosts"}
+        """All but `hosts`, which are known when the machines are; paths in full.
+
+        Whoever reads them has another working directory.
+        """
+        full = {name: str(path) for name, path in inputs.paths(self.recipe).items()}
+        return {n: full.get(n, value) for n, value in self.recipe.to_json().items() if n != "hosts"}
 
     def header(self, launcher: str, *lines: str) -> str:
         """The comment at the top of a file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from recipes.config import ConfigError
+from recipes.spread.launch import inputs
 from recipes.spread.launch.job import (
     PROJECT,
     Job,
@@ -16,6 +17,7 @@ from recipes.spread.launch.job import (
 )
 
 VOLUME = "speculators-runs"
+_RUNS = "/runs"  # where it is on each machine
 _ACCELERATORS = {"h100": "H100"}
 
 
@@ -23,7 +25,7 @@ def files(job: Job) -> dict[str, str]:
     """task.yaml, volume.yaml and machine.sh.
 
     Raises:
-        ConfigError: the preset's machine can't be rented.
+        ConfigError: the preset's machine can't be rented, or lacks what a setting names.
     """
     if job.preset not in _ACCELERATORS:
         raise ConfigError(
@@ -40,7 +42,7 @@ def files(job: Job) -> dict[str, str]:
         "stage goes on where it was, training at its last checkpoint.",
         job.who(),
     )
-    run_dir = shlex.quote(f"/runs/{job.run_dir.name}")
+    run_dir = shlex.quote(f"{_RUNS}/{job.run_dir.name}")
     mooncake = (
         "  # For transfer=mooncake.\n"
         f"  $(command -v sudo) apt-get update && $(command -v sudo) apt-get install -y "
@@ -66,13 +68,13 @@ resources:
 # The run folder must outlive machines, be seen by all of them, and keep renames and locks as a
 # disk does: a volume does, a bucket mounted as a folder does not.
 volumes:
-  /runs: {VOLUME}
+  {_RUNS}: {VOLUME}
 
 workdir: {scalar(str(PROJECT))}
 
 file_mounts:
   ~/launch: {scalar(str(job.folder))}
-
+{_uploads(job)}
 setup: |
   # vLLM and speculators, in the versions of this project's extra [gpu].
   python3 recipes/setup_venv.py .venv
@@ -96,3 +98,20 @@ config:
         "volume.yaml": volume,
         "machine.sh": machine_script(job, "skypilot"),
     }
+
+
+def _uploads(job: Job) -> str:
+    """Entries of file_mounts for what settings name on this machine, at the same path there."""
+    entries = {}
+    for name, path in inputs.paths(job.recipe).items():
+        if path.is_relative_to(_RUNS):
+            continue  # on the volume
+        if not path.exists():
+            raise ConfigError(
+                f"{name}={path} is not on this machine, from which SkyPilot uploads what rented "
+                f"ones need: give a path that is, one on the volume ({_RUNS}/...), or a hub id."
+            )
+        inputs.check_copied(name, path, "SkyPilot")
+        entries[path] = f"  {scalar(str(path))}: {scalar(str(path.resolve()))}\n"
+    comment = "  # What the settings name on this machine; a hub id is downloaded there instead.\n"
+    return comment + "".join(entries.values()) if entries else ""
