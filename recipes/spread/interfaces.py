@@ -30,16 +30,18 @@ def of(name: str) -> str | None:
     return None
 
 
-def loopback(name: str) -> str | None:
-    """The address of `name`, as this machine finds it, if it is one of the machine itself alone.
-
-    None where it is another one, or where nothing is known of the name here.
-    """
+def address(name: str) -> str | None:
+    """The IPv4 address of `name`, as this machine finds it; None where it is not known here."""
     try:
-        address = ipaddress.IPv4Address(socket.gethostbyname(name))
+        return socket.gethostbyname(name)
     except (OSError, UnicodeError):
         return None
-    return str(address) if address.is_loopback or address.is_unspecified else None
+
+
+def is_own(found: str) -> bool:
+    """Whether every machine finds itself at the address `found`."""
+    known = ipaddress.IPv4Address(found)
+    return known.is_loopback or known.is_unspecified
 
 
 def towards(name: str) -> str | None:

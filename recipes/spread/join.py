@@ -125,6 +125,11 @@ def join(
     say(
         f"machine {number} ({host.name}): {host.trainers} trainers, {len(host.producers)} producers"
     )
+    if os.environ.get("VLLM_API_KEY") and host.producers:
+        say(
+            f"machine {number}: VLLM_API_KEY is not used for its producers, since upstream's "
+            "clients send no key: whoever reaches their ports may ask them"
+        )
     listener = Listener(run)
     with ServerPool(mine.root / "logs", note, recipe.start_timeout, mine.record_server) as pool:
         trainers = _Trainers(recipe, run, mine, number, say) if number and host.trainers else None
@@ -132,6 +137,13 @@ def join(
         try:
             while not listener.over:
                 listener.listen()
+                # Here: a server may take long to start, and nobody listens meanwhile.
+                if listener.silent_s > silence_s:
+                    raise StageError(
+                        f"machine {number}: nothing was heard of the leading machine for "
+                        f"{listener.silent_s:.0f} s; is {run.root} the same folder there, and does "
+                        "it run? The same command joins again."
+                    )
                 for what in (BODY, EXTRACTION):
                     if what not in listener.wanted and what in serving:
                         serving.pop(what).close()
@@ -141,12 +153,6 @@ def join(
                 if trainers is not None:
                     trainers.reconcile(TRAINERS in listener.wanted)
                 pool.check_watched()
-                if listener.silent_s > silence_s:
-                    raise StageError(
-                        f"machine {number}: nothing was heard of the leading machine for "
-                        f"{listener.silent_s:.0f} s; is {run.root} the same folder there, and does "
-                        "it run? The same command joins again."
-                    )
                 time.sleep(_LOOK_S)
         finally:
             if trainers is not None:

@@ -103,12 +103,19 @@ def _check_reads(recipe: Recipe, placement: Placement) -> None:
 
 
 def _check_addresses(hosts: tuple[str, ...]) -> None:
-    """No machine is known by an address at which the others would find themselves.
+    """No machine twice, and none by an address at which the others would find themselves.
 
     Debian gives a machine's own name 127.0.1.1: what it starts there nobody else reaches. Machines
     that all are 127.x.y.z are one machine that plays several, as in tests.
     """
-    local = {name: found for name in hosts if (found := interfaces.loopback(name))}
+    known = {name: found for name in hosts if (found := interfaces.address(name))}
+    for name, found in known.items():
+        if twice := [other for other in known if other != name and known[other] == found]:
+            raise ConfigError(
+                f"hosts names {name} and {twice[0]}, which are one machine here ({found}): each "
+                "machine once, host_gpus for its GPUs."
+            )
+    local = {name: found for name, found in known.items() if interfaces.is_own(found)}
     if not local or local == {name: name for name in hosts}:
         return
     name, found = next(iter(local.items()))

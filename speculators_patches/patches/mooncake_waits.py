@@ -161,7 +161,7 @@ def get_generated(self: Any, hs_transfer_params: dict[str, Any]) -> Any:
         sample = _calls(_get_generated, self, hs_transfer_params)
     except Exception as error:
         if _is_lost(error):
-            why = f"{str(error).partition(chr(10))[0][:200]}{_advice(error)}"
+            why = _took_too_long(error) or str(error).partition("\n")[0][:200]
             raise StoreAway(f"a stored sample could not be read: {why}") from error
         raise
     if _look(self, handle) != "stored":
@@ -185,17 +185,14 @@ def _either(one: Status, other: Status) -> Status:
     return "stored" if "stored" in found else "away" if "away" in found else "absent"
 
 
-def _advice(error: Exception) -> str:
-    """What to do about a read that took too long, in brackets."""
+def _took_too_long(error: Exception) -> str | None:
+    """What to do about a read that did, a clause; None: that is not what went wrong."""
     text = str(error)
     if f"returned {_LEASE_EXPIRED}" in text:
-        return (
-            " (its lease was over before it had come: start the master with "
-            "-default_kv_lease_ttl=90s)"
-        )
+        return "it took longer than its lease; start the master with -default_kv_lease_ttl=90s"
     if f"returned {_TRANSFER_FAILED}" in text:
-        return " (the link broke, or takes above 60 s: fewer workers would read at once)"
-    return ""
+        return "its producer broke off, or it took above 60 s; fewer --num-workers read at once"
+    return None
 
 
 def _is_lost(error: Exception) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,45 @@ def test_a_silent_leader_ends_a_machine_with_a_sentence(tmp_path: Path, monkeypa
     monkeypatch.setattr(join, "_LOOK_S", 0.01)
     with pytest.raises(StageError, match="nothing was heard of the leading machine for"):
         join.join(recipe(), RunFolder(tmp_path), 1, print, print, silence_s=0.05)
+
+
+def test_a_server_that_starts_slowly_is_no_silence(tmp_path: Path, monkeypatch) -> None:
+    """The leader spoke all the time; nobody listened."""
+    monkeypatch.setattr(join, "_LOOK_S", 0.01)
+
+    def serve(*_: object) -> ExitStack:
+        time.sleep(0.5)
+        return ExitStack()
+
+    monkeypatch.setattr(join, "_serve", serve)
+    run = RunFolder(tmp_path)
+    failures: list[StageError] = []
+
+    def joining() -> None:
+        try:
+            join.join(recipe(), run, 1, print, print, silence_s=0.3)
+        except StageError as error:
+            failures.append(error)
+
+    machine = threading.Thread(target=joining)
+    machine.start()
+    with Call(run, beat_s=0.01) as call, call.wanting(EXTRACTION):
+        time.sleep(0.8)
+    machine.join(10)
+    assert not machine.is_alive()
+    assert not failures
+
+
+def test_the_key_of_production_guards_no_producer_and_that_is_said(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(join, "_LOOK_S", 0.01)
+    monkeypatch.setenv("VLLM_API_KEY", "s3cret")
+    said: list[str] = []
+    with pytest.raises(StageError):
+        join.join(recipe(), RunFolder(tmp_path), 1, said.append, print, silence_s=0.05)
+    assert "VLLM_API_KEY is not used for its producers" in said[1]
+    assert "s3cret" not in "".join(said)
 
 
 def test_a_machine_ends_with_its_leader(tmp_path: Path, monkeypatch) -> None:

@@ -170,6 +170,17 @@ def test_what_settings_name_on_this_machine_is_uploaded(
     assert found["bench_dflash"] == "z-lab/gemma-4-26B-A4B-it-DFlash"
 
 
+def test_the_trainers_script_names_its_body_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes into the checkout, wherever it was planned."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "body").mkdir()
+    settings = ("body=body", "trainers=2", "train_endpoint=http://10.0.0.1:8100")
+    text = write("torchrun", tmp_path / "out", *settings)["torchrun.sh"]
+    assert f" {tmp_path / 'body'}\n" in text
+
+
 def test_what_rented_machines_would_lack_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^body=/models/body is not on this machine, [^\n]+$"):
         write("skypilot", tmp_path / "out", "body=/models/body")

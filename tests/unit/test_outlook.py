@@ -372,6 +372,14 @@ def test_a_name_that_means_this_machine_alone_is_refused(
     refusals.check(recipe("hosts=a,c", "producers=2", *settings), "h100", tmp_path)
 
 
+def test_one_machine_under_two_names_is_refused(tmp_path: Path, monkeypatch) -> None:
+    known = {"a": "192.0.2.1", "a.cluster": "192.0.2.1", "b": "192.0.2.2"}
+    monkeypatch.setattr(socket, "gethostbyname", addresses(known))
+    refusals.check(recipe("hosts=a,b"), "h100", tmp_path)
+    with pytest.raises(ConfigError, match=r"^hosts names a and a\.cluster, which are one machine"):
+        refusals.check(recipe("hosts=a,a.cluster"), "h100", tmp_path)
+
+
 def test_machines_that_all_are_loopback_addresses_are_one_that_plays_them(tmp_path: Path) -> None:
     run = tmp_path / "run"
     refusals.check(recipe("hosts=127.0.0.2,127.0.0.3"), "h100", run)

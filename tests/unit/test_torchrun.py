@@ -64,11 +64,12 @@ def test_the_environment_lets_ranks_start_again(monkeypatch) -> None:
 
 
 def test_an_address_of_this_machine_alone_is_told_from_others() -> None:
-    assert interfaces.loopback("localhost") == "127.0.0.1"
-    assert interfaces.loopback("127.0.1.1") == "127.0.1.1"
-    assert interfaces.loopback("0.0.0.0") == "0.0.0.0"
-    assert interfaces.loopback("192.0.2.1") is None
-    assert interfaces.loopback("no such name") is None
+    assert interfaces.address("localhost") == "127.0.0.1"
+    assert interfaces.address("127.0.1.1") == "127.0.1.1"
+    assert interfaces.address("no such name") is None
+    assert [interfaces.is_own(one) for one in ("127.0.1.1", "0.0.0.0", "192.0.2.1")] == [
+        True, True, False,
+    ]  # fmt: skip
     assert interfaces.towards("127.0.0.1") is None
     assert interfaces.towards("no such name") is None
 

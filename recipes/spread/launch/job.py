@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -53,12 +54,14 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All but `hosts`, which are known when the machines are; paths in full.
+        """All but `hosts`, which are known when the machines are; paths in full."""
+        return {n: value for n, value in self.portable.to_json().items() if n != "hosts"}
 
-        Whoever reads them has another working directory.
-        """
+    @property
+    def portable(self) -> Recipe:
+        """The recipe as it can be read from any working directory."""
         full = {name: str(path) for name, path in inputs.paths(self.recipe).items()}
-        return {n: full.get(n, value) for n, value in self.recipe.to_json().items() if n != "hosts"}
+        return dataclasses.replace(self.recipe, **full)
 
     def header(self, launcher: str, *lines: str) -> str:
         """The comment at the top of a file."""

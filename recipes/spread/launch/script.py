@@ -22,7 +22,7 @@ def files(job: Job) -> dict[str, str]:
     Raises:
         ConfigError: there is one trainer, or nobody produces hidden states or runs their store.
     """
-    recipe = job.recipe
+    recipe = job.portable
     if recipe.trainers == 1:
         raise ConfigError("trainers=1 needs no torchrun: --set trainers=K for K of them.")
     offline = recipe.hidden_states == "offline"
