@@ -143,6 +143,8 @@ def _run(
         recipe, origin, run, preset = _resolve(run_dir, preset, config, assignments)
         refusals.check(recipe, preset, run.root)
         several = place(recipe).is_spread
+        if several:
+            refusals.check_is(recipe.hosts, 0)
         display = Display()
         wait_s = recipe.start_timeout if several else 0.0
         logs = run.root / "logs"
@@ -234,6 +236,7 @@ def join(
             number = placement.number_of(socket.gethostname())
         if not 0 <= number < len(placement.hosts):
             raise ConfigError(f"--number {number} is none of the {len(placement.hosts)} hosts.")
+        refusals.check_is(recipe.hosts, number)
         display = Display()
         try:
             joining.join(recipe, run, number, display.line, display.note, silence)

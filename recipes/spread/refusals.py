@@ -102,6 +102,23 @@ def _check_reads(recipe: Recipe, placement: Placement) -> None:
     )
 
 
+def check_is(hosts: tuple[str, ...], number: int) -> None:
+    """This machine is not known to be another one of `hosts` than `number`.
+
+    Two machines with one number would both wait for what neither starts.
+
+    Raises:
+        ConfigError: it is.
+    """
+    here = [n for n, name in enumerate(hosts) if interfaces.of(name) is not None]
+    if here and number not in here:
+        told = "leads and runs `all`" if number == 0 else f"is number {number}"
+        raise ConfigError(
+            f"this machine is {hosts[here[0]]}, number {here[0]} of hosts, and {hosts[number]} "
+            f"{told}: here it is `{'all' if here[0] == 0 else f'join --number {here[0]}'}`."
+        )
+
+
 def _check_addresses(hosts: tuple[str, ...]) -> None:
     """No machine twice, and none by an address at which the others would find themselves.
 

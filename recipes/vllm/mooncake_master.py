@@ -14,7 +14,6 @@ gone then: producers connect anew by themselves, and readers ask again for what 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import threading
@@ -262,7 +261,8 @@ def _free_port(host: str, port: int) -> int:
             found.bind((host, port))
         except OSError as error:
             raise ServerError(
-                f"Port {port} on {host} cannot be used for Mooncake's master "
-                f"({os.strerror(error.errno or 0)}); choose another one, or another mooncake_host."
+                f"Port {port} on {host} cannot be used for Mooncake's master ({error.strerror}): "
+                "choose another mooncake_port, or see that this is the machine that `hosts` "
+                "names first."
             ) from None
         return int(found.getsockname()[1])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from benchmarks import scale_trainers, transfer, transfer_arms
 from recipes import environment, gemma4_abliterated, stages
 from recipes.config import ConfigError, resolve
-from recipes.spread import outlook, refusals
+from recipes.spread import interfaces, outlook, refusals
 from recipes.spread.model import Rates, bounds, fit, of_parts
 from recipes.spread.placement import place
 
@@ -370,6 +370,21 @@ def test_a_name_that_means_this_machine_alone_is_refused(
     assert f"hosts names b, which is {address} on this machine" in str(refused.value)
     assert "/etc/hosts" in str(refused.value)
     refusals.check(recipe("hosts=a,c", "producers=2", *settings), "h100", tmp_path)
+
+
+def test_a_command_for_another_machine_is_refused(monkeypatch) -> None:
+    hosts = ("a", "b", "c")
+    monkeypatch.setattr(interfaces, "of", lambda name: "eth0" if name == "b" else None)
+    refusals.check_is(hosts, 1)
+    with pytest.raises(ConfigError, match="this machine is b, number 1 of hosts, and a leads and"):
+        refusals.check_is(hosts, 0)
+    with pytest.raises(ConfigError, match="c is number 2: here it is `join --number 1`"):
+        refusals.check_is(hosts, 2)
+    # One that plays several is each of them; of an unknown one nothing is known.
+    monkeypatch.setattr(interfaces, "of", lambda name: "lo")
+    refusals.check_is(hosts, 2)
+    monkeypatch.setattr(interfaces, "of", lambda name: None)
+    refusals.check_is(hosts, 2)
 
 
 def test_one_machine_under_two_names_is_refused(tmp_path: Path, monkeypatch) -> None:
