@@ -60,7 +60,7 @@ class Job:
     @property
     def portable(self) -> Recipe:
         """The recipe as it can be read from any working directory."""
-        full = {name: str(path) for name, path in inputs.paths(self.recipe).items()}
+        full: dict[str, Any] = {n: str(path) for n, path in inputs.paths(self.recipe).items()}
         return dataclasses.replace(self.recipe, **full)
 
     def header(self, launcher: str, *lines: str) -> str:
