@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from recipes.config import Recipe
-from recipes.vllm import probes
+from recipes.vllm import leftovers, probes
 from recipes.vllm.errors import cause_in_log
 from recipes.vllm.mooncake_master import Master
 from recipes.vllm.progress import Limits
@@ -194,5 +194,5 @@ def watching(recipe: Recipe, say: Callable[[str], None]) -> Watch:
             restart_s=recipe.producer_wait_minutes * 60,
         ),
         say,
-        request_s=recipe.request_timeout + 60,
+        request_s=leftovers.longest(recipe.request_timeout),
     )

@@ -12,6 +12,7 @@ from recipes.config_checks import requests_of
 from recipes.spread import interfaces
 from recipes.spread.placement import Placement, place
 from recipes.train_memory import device_bytes
+from recipes.vllm import leftovers
 from recipes.vllm.mooncake import READ_S
 
 GPU_BYTES = {"dgx-spark": 121e9, "h100": 80e9}
@@ -86,19 +87,24 @@ def _check_link(recipe: Recipe, placement: Placement) -> None:
 
 def _check_reads(recipe: Recipe, placement: Placement) -> None:
     """Workers read side by side, and over a full link each takes as long as all of them."""
-    if recipe.transfer != "mooncake" or not placement.crossing:
-        return
+    mooncake = recipe.transfer == "mooncake"
+    limit = READ_S if mooncake else leftovers.longest(recipe.request_timeout)
     row = recipe.seq_len * token_bytes(recipe) * 8 / (recipe.network_gbit * 1e9)
     trainers, each = max(host.trainers for host in placement.hosts), requests_of(recipe)
-    if row * trainers * each <= READ_S:
+    if row * trainers * each <= limit:
         return
-    fewer = int(READ_S / row / trainers)
+    then = (
+        f"Mooncake gives a read up after {limit:.0f} s"
+        if mooncake
+        else f"a file of {limit:.0f} s is swept away as left over"
+    )
+    fewer = int(limit / row / trainers)
     remedy = f"--set num_workers={fewer}, or " if fewer else ""
     raise ConfigError(
         f"network_gbit={recipe.network_gbit}: the {trainers * each} rows that workers of one "
-        f"machine read at once take {row * trainers * each:.0f} s over it, and Mooncake gives a "
-        f"read up after {READ_S:.0f} s, so that rows would be asked for again and again: "
-        f"{remedy}take a faster link, or put producers beside the trainers."
+        f"machine read at once take {row * trainers * each:.0f} s over it, and {then}, so that "
+        f"rows would be asked for again and again: {remedy}take a faster link, or put producers "
+        f"beside the trainers{'' if mooncake else ' and take transfer=mooncake'}."
     )
 
 

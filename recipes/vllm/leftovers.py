@@ -5,7 +5,8 @@ request that was aborted (a time-out, a killed trainer, a killed server) leaves 
 22.5 KB a token for Gemma 4 26B, a night of time-outs fills a disk.
 
 Removed is only what a producer wrote for a request, by its name, that is older than any request can
-be, and whose lock nobody holds. Files that a reader has open stay readable to it.
+be, and whose lock nobody holds. Files that a reader has open stay readable to it (on another
+machine that shares the folder perhaps not: `recipes.spread.refusals` has reads end in time).
 """
 
 from __future__ import annotations
@@ -26,6 +27,15 @@ from pathlib import Path
 _PRODUCED = re.compile(
     r"((?:chat)?cmpl-[\w-]+\.safetensors)(?:\.lock|\.\d+\.tmp)?|\.tmp\w{6}|\.room-\d+\.tmp"
 )
+
+
+def longest(request_timeout: float) -> float:
+    """Seconds that a request and the reading of its file may take; older files are left over.
+
+    Args:
+        request_timeout: of the request, seconds.
+    """
+    return request_timeout + 60
 
 
 @dataclass(frozen=True)

@@ -401,7 +401,7 @@ def test_machines_that_all_are_loopback_addresses_are_one_that_plays_them(tmp_pa
         refusals.check(recipe("hosts=127.0.0.2,192.0.2.1"), "h100", run)
 
 
-def test_rows_that_workers_read_at_once_must_come_within_mooncakes_time(tmp_path: Path) -> None:
+def test_rows_that_workers_read_at_once_must_come_in_time(tmp_path: Path) -> None:
     """One gigabit, 24 workers on the machine that trains, 92 MB a row: 18 s. A tenth of it: 177."""
     spread = ("hosts=a,b", "trainers=2", "producers=2", "transfer=mooncake")
     refusals.check(recipe(*spread, "network_gbit=1"), "h100", tmp_path)
@@ -413,6 +413,13 @@ def test_rows_that_workers_read_at_once_must_come_within_mooncakes_time(tmp_path
     # Beside its producers a trainer reads through no link.
     home = ("transfer=mooncake", "network_gbit=0.1", "trainers=2", "producers=2")
     refusals.check(recipe(*home), "h100", tmp_path)
+    # Files are read over it too, and swept away 60 s after a request's time-out.
+    files = tuple(one for one in spread if "transfer" not in one)
+    refusals.check(recipe(*files, "network_gbit=0.1"), "h100", tmp_path)
+    with pytest.raises(ConfigError, match="a file of 180 s is swept away as left over") as refused:
+        refusals.check(recipe(*files, "network_gbit=0.05"), "h100", tmp_path)
+    assert "--set num_workers=6, or take a faster link" in str(refused.value)
+    refusals.check(recipe(*files, "network_gbit=0.05", "num_workers=6"), "h100", tmp_path)
     # One row takes so long that no number of workers helps.
     with pytest.raises(ConfigError, match="asked for again and again: take a faster link"):
         refusals.check(recipe(*spread, "network_gbit=0.01"), "h100", tmp_path)
