@@ -71,7 +71,10 @@ def spec_of(model: Path, name: str, **more: object) -> ServerSpec:
 
 @pytest.fixture(scope="module")
 def pair(model: Path, logs: Path) -> Iterator[tuple[Server, Server]]:
-    """A plain server with /render and an extracting one, started side by side."""
+    """A plain server with /render and an extracting one, started side by side.
+
+    The key of production in the environment is not theirs: they are asked without one.
+    """
     plain = Server(spec_of(model, "plain", render=True), logs / "plain.log")
     extracting = Server(
         spec_of(
@@ -80,8 +83,10 @@ def pair(model: Path, logs: Path) -> Iterator[tuple[Server, Server]]:
         ),
         logs / "extracting.log",
     )  # fmt: skip
-    with plain, extracting:
-        yield plain, extracting
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_API_KEY", "of-production")
+        with plain, extracting:
+            yield plain, extracting
 
 
 def processes_of(parent: int) -> set[int]:
@@ -111,6 +116,15 @@ def test_every_probe_is_answered(pair: tuple[Server, Server]) -> None:
     states = pair[1].spec.extraction_folder
     assert states is not None
     assert list(states.iterdir()) == []  # the probes clean up after themselves
+
+
+def test_a_server_that_wants_a_key_is_told_from_one_that_fails(model: Path, logs: Path) -> None:
+    spec = spec_of(model, "keyed", env={"VLLM_API_KEY": "s3cret"})
+    with Server(spec, logs / "keyed.log") as server, pytest.raises(ServerError) as refused:
+        server.wait_ready()
+    assert "wants an API key" in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+    assert "s3cret" not in (logs / "keyed.log").read_text()
 
 
 def test_counters_are_those_of_the_requests_between(pair: tuple[Server, Server]) -> None:
