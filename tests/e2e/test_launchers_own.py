@@ -56,6 +56,7 @@ def test_skypilot_reads_its_task_and_its_volume(tmp_path: Path, settings: tuple[
         (resources,) = task.resources
         jsonschema.validate(
             yaml.safe_load(open(sys.argv[1] + "/volume.yaml")), schemas.get_volume_schema())
+        task.update_secrets([("HF_TOKEN", "given at the launch")])
         print(sorted(task.file_mounts.items()))
         print(task.num_nodes, resources.accelerators, resources.use_spot, sorted(task.volumes))
     """

@@ -91,6 +91,7 @@ def test_skypilot_asks_for_what_the_plan_places(tmp_path: Path) -> None:
     assert task["resources"]["accelerators"] == "H100:8"
     assert task["volumes"] == {"/runs": yaml.safe_load(found["volume.yaml"])["name"]}
     assert task["file_mounts"] == {"~/launch": str(tmp_path)}
+    assert task["secrets"] == {"HF_TOKEN": ""}  # given when it is launched, or not at all
     assert "/runs/run" in task["run"]
 
 

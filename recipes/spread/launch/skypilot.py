@@ -70,6 +70,10 @@ resources:
 volumes:
   {_RUNS}: {VOLUME}
 
+# For models behind a licence: sky jobs launch --secret HF_TOKEN ..., which takes it from the shell.
+secrets:
+  HF_TOKEN: ""
+
 workdir: {scalar(str(PROJECT))}
 
 file_mounts:
