@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.schema import ArmSpec
-from recipes import secrets
+from recipes import no_secrets
 from recipes.vllm_server import ServerSpec
 
 NO_SPECULATION = "no speculation"
@@ -169,7 +169,7 @@ def with_server(
 def parse_endpoint(text: str) -> Arm:
     """`name=url`, or `name:n=url` for a server that drafts n tokens a step."""
     name, url = named(text, "--endpoint")
-    if secrets.in_url(url):
+    if no_secrets.in_url(url):
         raise ArmError(
             f"--endpoint {name} holds a user's name or password, which would be written into the "
             "results: give the address alone, and reach such a server through a tunnel (ssh -L)."

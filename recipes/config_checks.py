@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from recipes import secrets
+from recipes import no_secrets
 from recipes.config import ConfigError, Recipe, listed
 
 
@@ -143,10 +143,10 @@ def _samples(count: int) -> str:
 
 def _check_secrets(r: Recipe) -> None:
     """Before any other check, as those repeat what they refuse."""
-    if why := secrets.in_flags(r.vllm_extra):
+    if why := no_secrets.in_flags(r.vllm_extra):
         raise ConfigError(f"vllm_extra: {why}.")
     for setting in ("regenerate_endpoint", "train_endpoint", "mooncake_master"):
-        if any(secrets.in_url(url) or "@" in url for url in listed(getattr(r, setting))):
+        if any(no_secrets.in_url(url) or "@" in url for url in listed(getattr(r, setting))):
             raise ConfigError(
                 f"{setting} holds a user's name or password, which would be written into the run "
                 "folder and its logs: give the address alone; a server that wants a password is "

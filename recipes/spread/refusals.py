@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from pathlib import Path
@@ -90,19 +91,22 @@ def _check_reads(recipe: Recipe, placement: Placement) -> None:
     mooncake = recipe.transfer == "mooncake"
     limit = READ_S if mooncake else leftovers.longest(recipe.request_timeout)
     row = recipe.seq_len * token_bytes(recipe) * 8 / (recipe.network_gbit * 1e9)
-    trainers, each = max(host.trainers for host in placement.hosts), requests_of(recipe)
-    if row * trainers * each <= limit:
+    trainers = max(host.trainers for host in placement.hosts)
+    # Of the workers of one machine those whose rows cross a link; files lie in a shared folder.
+    crossing = trainers * (placement.crossing if mooncake else 1.0)
+    at_once = math.ceil(crossing * requests_of(recipe))
+    if row * at_once <= limit:
         return
     then = (
         f"Mooncake gives a read up after {limit:.0f} s"
         if mooncake
         else f"a file of {limit:.0f} s is swept away as left over"
     )
-    fewer = int(limit / row / trainers)
+    fewer = int(limit / row / crossing)
     remedy = f"--set num_workers={fewer}, or " if fewer else ""
     raise ConfigError(
-        f"network_gbit={recipe.network_gbit}: the {trainers * each} rows that workers of one "
-        f"machine read at once take {row * trainers * each:.0f} s over it, and {then}, so that "
+        f"network_gbit={recipe.network_gbit}: the {at_once} rows that workers of one "
+        f"machine read at once take {row * at_once:.0f} s over it, and {then}, so that "
         f"rows would be asked for again and again: {remedy}take a faster link, or put producers "
         f"beside the trainers{'' if mooncake else ' and take transfer=mooncake'}."
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from recipes import secrets
+from recipes import no_secrets
 from recipes.vllm import drafting
 from recipes.vllm.errors import ServerError
 from recipes.vllm.mooncake import Store
@@ -125,7 +125,7 @@ class ServerSpec:
     env: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if why := secrets.in_flags(self.extra_args):
+        if why := no_secrets.in_flags(self.extra_args):
             raise ServerError(f"vLLM's flags: {why}.")  # a bench's server is named by its flags
         if self.speculative_config is not None and self.extraction_layers:
             raise ServerError(

@@ -413,6 +413,10 @@ def test_rows_that_workers_read_at_once_must_come_in_time(tmp_path: Path) -> Non
     # Beside its producers a trainer reads through no link.
     home = ("transfer=mooncake", "network_gbit=0.1", "trainers=2", "producers=2")
     refusals.check(recipe(*home), "h100", tmp_path)
+    # Half of them are read from the machine's own producer.
+    half = (*spread, "host_gpus=1", "train_vllm_share=0.6")
+    with pytest.raises(ConfigError, match="the 6 rows that workers of one machine read at once"):
+        refusals.check(recipe(*half, "network_gbit=0.05"), "h100", tmp_path)
     # Files are read over it too, and swept away 60 s after a request's time-out.
     files = tuple(one for one in spread if "transfer" not in one)
     refusals.check(recipe(*files, "network_gbit=0.1"), "h100", tmp_path)

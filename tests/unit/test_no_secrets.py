@@ -12,7 +12,7 @@ from packaging.version import Version
 from typer.testing import CliRunner
 
 from benchmarks import acceptance
-from recipes import secrets
+from recipes import no_secrets
 from recipes.config import ConfigError, resolve
 from recipes.gemma4_abliterated import app
 from recipes.vllm import probes
@@ -58,7 +58,7 @@ def test_flags_that_give_a_secret_are_refused(flags: str, named: str) -> None:
     ],
 )
 def test_other_flags_are_taken(flags: str) -> None:
-    assert secrets.in_flags(shlex.split(flags)) is None
+    assert no_secrets.in_flags(shlex.split(flags)) is None
 
 
 @pytest.mark.parametrize("setting", ["regenerate_endpoint", "train_endpoint"])
