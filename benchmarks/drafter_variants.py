@@ -45,6 +45,16 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
         "nla=--loss-fn nla",
         "lk_hybrid=--loss-fn lk_hybrid",
     ),
+    # A second training behind the first: half as long, at a quarter of its rate.
+    "phase": (
+        "kl=",
+        "kl, head / 0.8=--scale-head 0.8",
+        "kl, head / 0.9=--scale-head 0.9",
+        *(
+            f"kl, then {name}=--then --loss-fn {flag} --epochs 3 --lr 0.001"
+            for name, flag in (("kl", "kl_div"), ("tv", "tv"), ("nla", "nla"), ("lk", "lk_hybrid"))
+        ),
+    ),
     "vocabulary": (
         "full=",
         "384=--draft-vocab-size 384",

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from recipes.config import ConfigError, Recipe, listed
+from recipes.scaled_drafter import HeadError, check_temperature
 
 
 def check(r: Recipe) -> None:
@@ -31,6 +32,7 @@ def check(r: Recipe) -> None:
             f"best_by={r.best_by} is computed for eagle3 only: with drafter_kind={r.drafter_kind} "
             "take best_by=loss."
         )
+    _check_head(r)
     if not r.target_layers or min(r.target_layers) < 0 or max(r.target_layers) >= r.body_layers:
         raise ConfigError(
             f"target_layers={r.target_layers} must name layers from 0 to {r.body_layers - 1} "
@@ -68,7 +70,7 @@ _AT_LEAST = {
     "draft_vocab_size": 1, "checkpoint_every_minutes": 0, "checkpoint_every_steps": 1,
     "checkpoint_keep": 1, "checkpoint_keep_every": 1, "num_workers": 0, "max_retries": 0,
     "regenerate_error_share": 0, "serve_port": 0, "minimum_valid_tokens": 0, "bench_blocks": 1,
-    "bench_prompts_each": 1, "body_layers": 1, "producer_wait_minutes": 0,
+    "bench_prompts_each": 1, "calibrate_prompts": 1, "body_layers": 1, "producer_wait_minutes": 0,
     "trainers": 1, "producers": 1, "host_gpus": 1, "max_restarts": 0, "rendezvous_port": 1,
     "producer_port": 1, "mooncake_port": 1,
 }  # fmt: skip
@@ -102,6 +104,34 @@ def _check_numbers(r: Recipe) -> None:
     if not r.bench_temperatures or min(r.bench_temperatures) < 0:
         raise ConfigError(
             f"bench_temperatures={r.bench_temperatures} must list temperatures, 0 or more."
+        )
+
+
+def _check_head(r: Recipe) -> None:
+    """A temperature for the drafter's head that cannot be had; found out hours later otherwise."""
+    told = f"head_temperature={r.head_temperature}"
+    if r.head_temperature == "auto":
+        if r.drafter_kind != "eagle3":
+            raise ConfigError(
+                f"{told} is judged by expected acceptance, which is computed for eagle3 only: with "
+                f"drafter_kind={r.drafter_kind} give a number."
+            )
+        return
+    try:
+        check_temperature(r.head_temperature)
+    except HeadError as e:
+        raise ConfigError(str(e)) from None
+    if r.head_temperature == 1:
+        return
+    if r.drafter_kind == "dspark":
+        raise ConfigError(
+            f"{told} cannot be had with drafter_kind=dspark, whose logits are its head's and a "
+            "Markov bias: leave it at 1."
+        )
+    if r.drafter_kind == "dflash" and not r.draft_start and r.draft_vocab_size is None:
+        raise ConfigError(
+            f"{told} needs a head of the drafter's own, which a dflash drafter has with a pruned "
+            "vocabulary only: set draft_vocab_size, or leave it at 1."
         )
 
 

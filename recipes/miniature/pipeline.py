@@ -18,6 +18,7 @@ from typing import Any
 
 from recipes import kinds, stages
 from recipes.bench_stage import NO_SPECULATION, bench, compares_drafting, one_arm
+from recipes.calibrate_stage import served_drafter
 from recipes.config import Recipe
 from recipes.miniature import report
 from recipes.plan import StagePlan, make_plan
@@ -48,6 +49,7 @@ EXPECTED_S = {
     "regenerate": 15.0,
     "prepare": 5.0,
     "train": 60.0,
+    "calibrate": 40.0,
     "bench": 130.0,
     "serve": 10.0,
 }
@@ -122,9 +124,10 @@ def run(ctx: Context, names: Sequence[str]) -> None:
 
     first = [step(lambda: vanilla, "regenerate"), step(lambda: vanilla, "prepare")]
     steps = [step(planned, name) for name in ("regenerate", "prepare") if name in names]
-    if {"train", "bench", "serve"} & set(names):
+    if {"train", "calibrate", "bench", "serve"} & set(names):
         steps = [*first, *steps, step(lambda: vanilla, "train")]
-    steps += [step(main, name) for name in ("train", "bench", "serve") if name in names]
+    after = ("train", "calibrate", "bench", "serve")
+    steps += [step(main, name) for name in after if name in names]
 
     # Two bodies side by side do not fit on a GPU: there each server starts in its turn.
     alone = not has_accelerator()
@@ -237,7 +240,7 @@ def _bench(ctx: Context, vanilla: Context) -> None:
     n = ctx.recipe.num_speculative_tokens
     served = kinds.served(ctx.recipe.drafter_kind)
     a = {**served, "model": str(trained_drafter(vanilla.run))}
-    b = {**served, "model": str(trained_drafter(ctx.run))}
+    b = {**served, "model": str(served_drafter(ctx.recipe, ctx.run).folder)}
     arms = [
         one_arm(ctx.recipe, report.A_VANILLA, n, a, body=vanilla.recipe.body),
         one_arm(ctx.recipe, report.A_ABLITERATED, n, a),

@@ -1,0 +1,178 @@
+"""Which temperature the drafter's head wants, by what held-out answers show.
+
+    python -m benchmarks.predict.calibration --question FILE.json --out FILE.json
+
+The body's answers to prompts that were not trained on, drawn as production draws them, say what
+vLLM would accept of drafts from softmax(logits / T) for every T tried, without serving any. All
+temperatures are judged on the same answers, so each one's difference to 1 is paired by
+conversation. The best of several is a little too good by luck: its interval is widened for their
+number (Bonferroni), and where it does not lie above 0, T stays 1.
+
+`--question` is what `recipes.calibrate_stage` wrote; the answers are collected already. A process
+of its own, since what it holds of a GPU is free again when it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks import stats
+from benchmarks.predict.answers import Answer, Collection
+from benchmarks.predict.drafting import Drafter
+from benchmarks.predict.evaluate import PROBABILISTIC, Row
+from benchmarks.predict.summary import by_prompt
+
+if TYPE_CHECKING:
+    import torch
+
+    from benchmarks.predict.drafting import Body
+
+TEMPERATURES = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.2)
+
+
+@dataclass
+class Tempered(Drafter):
+    """A drafter at several temperatures over one text, with one pass of its model."""
+
+    temperature: float = 1.0
+    _seen: list[torch.Tensor] | None = None
+
+    def logits(self, ids: torch.Tensor, aux: torch.Tensor, depth: int) -> list[torch.Tensor]:
+        """See `Drafter`; divided by `temperature`. The text must stay the same."""
+        if self._seen is None:
+            self._seen = super().logits(ids, aux, depth)
+        return [logits / self.temperature for logits in self._seen]
+
+
+def rows_by_temperature(
+    answers: Sequence[Answer],
+    collection: Collection,
+    drafter: Drafter,
+    body: Body,
+    sampling: dict[str, Any],
+    depth: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[float, list[Row]]:
+    """Rows of `evaluate` for 1 and each of TEMPERATURES.
+
+    Args:
+        sampling: the body's top_k and top_p (`distributions.defaults_of`).
+    """
+    from benchmarks.predict.distributions import Sampling
+    from benchmarks.predict.evaluate import evaluate
+
+    found: dict[float, list[Row]] = {t: [] for t in (1.0, *TEMPERATURES)}
+    for done, answer in enumerate(answers):
+        progress(f"answer {done + 1} of {len(answers)}")
+        states = collection.states(answer)
+        how = Sampling(answer.temperature, **sampling)
+        tempered = Tempered(drafter.name, drafter.model, drafter.sayable)
+        for tempered.temperature, rows in found.items():
+            rows.append(evaluate(answer, states, tempered, body, how, depth))
+    return found
+
+
+def judge(rows: dict[float, list[Row]], n: int, seed: int = 0) -> dict[str, Any]:
+    """The temperature to serve with, why, and what was seen of each.
+
+    Args:
+        rows: for 1 and each temperature tried, of the same answers.
+        n: drafted tokens a step.
+
+    Returns:
+        `head_temperature`; `reason`, a clause; `conversations`; `tried`, one record each with
+        `temperature`, `tokens_a_step` (95 % interval) and its `difference` to 1 (widened interval).
+    """
+    kept = {t: [r for r in mine if r.starts > 0] for t, mine in rows.items()}
+    conversations = len({r.prompt_id for r in kept[1.0]})
+    if conversations < stats.FEWEST_PROMPTS:
+        return {
+            "head_temperature": 1.0, "conversations": conversations, "tried": [],
+            "reason": f"1: {conversations} held-out answers of more than one token are too few to "
+            f"judge by ({stats.FEWEST_PROMPTS} at least)",
+        }  # fmt: skip
+    confidence = 1 - (1 - stats.CONFIDENCE) / (len(rows) - 1)
+    base = _counts(kept[1.0], n)
+    tried = []
+    for temperature in sorted(rows):
+        mine = _counts(kept[temperature], n)
+        record: dict[str, Any] = {
+            "temperature": temperature,
+            "tokens_a_step": stats.accepted_length(*mine, seed=seed).to_json(),
+        }
+        if temperature != 1:
+            record["difference"] = stats.length_difference(
+                *mine, *base, seed=seed, confidence=confidence
+            ).to_json()
+        tried.append(record)
+    best = max(
+        (r for r in tried if "difference" in r), key=lambda r: float(r["difference"]["value"])
+    )
+    gain = best["difference"]
+    told = (
+        f"{gain['value']:+.3f} tokens a step ({gain['low']:+.3f} to {gain['high']:+.3f}, widened "
+        f"for the {len(rows) - 1} tried; {conversations} conversations)"
+    )
+    value, reason = 1.0, f"1: none is shown to be better, the best being {best['temperature']:g}"
+    if gain["low"] > 0:
+        value = best["temperature"]
+        reason = f"{value:g}: expected against 1"
+    return {
+        "head_temperature": value, "reason": f"{reason}, {told}", "conversations": conversations,
+        "tried": tried,
+    }  # fmt: skip
+
+
+def _counts(rows: Sequence[Row], n: int) -> tuple[np.ndarray, np.ndarray]:
+    drafts, accepted = by_prompt(rows, PROBABILISTIC, n)
+    return drafts, np.minimum.accumulate(accepted, axis=1)  # rounding may lift one by 1e-16
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.predict.calibration", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--question", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+
+    import torch
+
+    from benchmarks.predict.answers import Wanted
+    from benchmarks.predict.distributions import defaults_of
+    from benchmarks.predict.drafting import load
+    from recipes.run_folder import write_atomically
+
+    asked = json.loads(options.question.read_text("utf-8"))
+    wanted = {**asked["wanted"], "layers": tuple(asked["wanted"]["layers"])}
+    collection = Collection(Path(asked["answers"]), Wanted(**wanted))
+    chosen = [
+        a for a in collection.answers
+        if a.temperature == asked["temperature"] and a.prompt_id in set(asked["prompts"])
+        and a.end - a.start > 1
+    ]  # fmt: skip
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    drafter, body = load("trained", asked["drafter"], collection.wanted.body, device, dtype)
+    rows = rows_by_temperature(
+        chosen, collection, drafter, body, defaults_of(collection.wanted.body), asked["n"],
+        lambda text: print(text, flush=True),
+    )  # fmt: skip
+    found = judge(rows, asked["n"], asked["seed"])
+    write_atomically(options.out, json.dumps(found, indent=1) + "\n")
+    print(found["reason"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
