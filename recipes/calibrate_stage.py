@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from recipes import scaled_drafter
 from recipes.config import Recipe
 from recipes.process import StageError
 from recipes.run_folder import RunFolder, file_digest, write_atomically
-from recipes.server_specs import plain_server
+from recipes.server_specs import body_layers, plain_server
 from recipes.stage import Context, Work, body_identity, require, stage, trained_drafter
+from recipes.vllm_server import ServerSpec
 
 STAGE = "calibrate"
 AS_SET = "as set (head_temperature)"
@@ -83,6 +84,24 @@ def changes_nothing(recipe: Recipe) -> str:
     return ""
 
 
+def folder_of(run: RunFolder) -> Path:
+    """Where a copy at another temperature is."""
+    return run.stage_dir(STAGE) / "drafter"
+
+
+def servers(recipe: Recipe, run: RunFolder) -> list[ServerSpec]:
+    """What the stage starts, for `plan`."""
+    if recipe.head_temperature != "auto" or changes_nothing(recipe):
+        return []
+    layers = (*recipe.target_layers, body_layers(recipe))
+    return [
+        replace(
+            plain_server(recipe, "predict"), extraction_layers=layers,
+            extraction_folder=run.stage_dir(STAGE) / "states",
+        )
+    ]  # fmt: skip
+
+
 def made_of(recipe: Recipe, run: RunFolder) -> dict[str, Any]:
     """What the served drafter depends on."""
     found: dict[str, Any] = {
@@ -128,7 +147,7 @@ def calibrate(ctx: Context) -> None:
                 told = json.loads(judged.read_text("utf-8"))
         drafter = source
         if told["head_temperature"] != 1:
-            drafter = work.folder / "drafter"
+            drafter = folder_of(run)
             try:
                 scaled_drafter.scale(source, drafter, float(told["head_temperature"]))
             except scaled_drafter.HeadError as e:

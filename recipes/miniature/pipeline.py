@@ -49,7 +49,6 @@ EXPECTED_S = {
     "regenerate": 15.0,
     "prepare": 5.0,
     "train": 60.0,
-    "calibrate": 40.0,
     "bench": 130.0,
     "serve": 10.0,
 }
@@ -177,10 +176,13 @@ def plan(recipe: Recipe, run: RunFolder) -> list[StagePlan]:
         if one.name in ("regenerate", "prepare", "train")
     ]
     own = make_plan(with_bodies(recipe, run, planning=True), run, "miniature")
+
+    def times(name: str) -> tuple[str, ...]:
+        seconds = EXPECTED_S.get(name)
+        return () if seconds is None else (f"time: about {seconds:.0f} s on 2 cores",)
+
     return [
-        dataclasses.replace(
-            one, costs=(*one.costs, f"time: about {EXPECTED_S[one.name]:.0f} s on 2 cores")
-        )
+        dataclasses.replace(one, costs=(*one.costs, *times(one.name)))
         for one in (bodies, *vanilla, *own)
     ]
 

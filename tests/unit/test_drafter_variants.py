@@ -115,6 +115,7 @@ def test_a_scaled_head_is_the_softmax_at_that_temperature(tmp_path: Path) -> Non
     drafter.mkdir(parents=True)
     weights = {"lm_head.weight": torch.randn(4, 3), "norm.weight": torch.ones(3)}
     save_file(weights, str(drafter / "model.safetensors"))
+    (drafter / "config.json").write_text("{}")
     found = load_file(str(scaled(drafter, 0.5, tmp_path) / "model.safetensors"))
     x = torch.randn(3)
     assert torch.allclose(

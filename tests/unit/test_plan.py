@@ -167,7 +167,7 @@ def test_plan_prints_every_stage_and_writes_nothing(tmp_path, preset):
     done = cli("plan", "--preset", preset, "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    for stage in ("regenerate", "prepare", "train", "bench", "serve"):
+    for stage in ("regenerate", "prepare", "train", "calibrate", "bench", "serve"):
         assert stage in lines
     assert f"speculators: {upstream.installed('speculators')}" in lines
     assert list(tmp_path.iterdir()) == []
