@@ -28,8 +28,8 @@ from recipes.vllm_server import ServerSpec
 STAGE = "calibrate"
 AS_SET = "as set (head_temperature)"
 # What `auto` depends on besides the drafter, the body and the rows.
-_AUTO = ("calibrate_prompts", "train_share", "serve_temperature", "num_speculative_tokens",
-         "bench_max_tokens", "bench_max_model_len", "seed", "dtype", "vllm_extra")  # fmt: skip
+_AUTO = ("calibrate_prompts", "draft_sample_method", "train_share", "serve_temperature",
+         "num_speculative_tokens", "bench_max_tokens", "bench_max_model_len", "seed", "dtype", "vllm_extra")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def served_drafter(recipe: Recipe, run: RunFolder) -> Served:
 def changes_nothing(recipe: Recipe) -> str:
     """Why `auto` need not look, as a clause; "" where it must."""
     if recipe.serve_temperature == 0:
-        return "1: at serve_temperature=0 both ways of drafting are the same"
+        return "at serve_temperature=0 both ways of drafting are the same"
     if recipe.draft_sample_method == "greedy":
-        return "1: the best token stays the best one, and draft_sample_method=greedy"
+        return "the best token stays the best one, and draft_sample_method=greedy"
     return ""
 
 
@@ -185,6 +185,7 @@ def ask(ctx: Context, work: Work, drafter: Path) -> Path:
         "temperature": recipe.serve_temperature,
         "n": recipe.num_speculative_tokens,
         "seed": recipe.seed,
+        "or_greedy": recipe.draft_sample_method == "auto",
     }
     path = folder / "question.json"
     write_atomically(path, json.dumps(told, indent=1) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from benchmarks.predict.calibration import TEMPERATURES
 from recipes.calibrate_stage import changes_nothing
 from recipes.config import Recipe
 from recipes.train_memory import device_bytes
@@ -145,15 +146,15 @@ def calibrate(recipe: Recipe, *, real: bool) -> Iterator[str]:
             "with its head divided by that"
         )
     elif quick := changes_nothing(recipe):
-        yield f"head temperature {quick}; nothing is made"
+        yield f"head temperature 1: {quick}; nothing is made"
         return
     else:
         yield (
             f"head temperature by at most {recipe.calibrate_prompts} answers of the body to "
             f"held-out conversations, one after the other, at serve_temperature="
             f"{recipe.serve_temperature:g}: up to "
-            f"{recipe.calibrate_prompts * recipe.bench_max_tokens} tokens, and 9 temperatures "
-            "judged by them; 1, and no copy, unless one is shown to be better"
+            f"{recipe.calibrate_prompts * recipe.bench_max_tokens} tokens, and "
+            f"{len(TEMPERATURES)} temperatures judged by them; 1, and no copy, unless one is shown to be better"
             + ("; time: not measured at this size" if real else "")
         )
     if not real:

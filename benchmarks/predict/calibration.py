@@ -8,6 +8,10 @@ temperatures are judged on the same answers, so each one's difference to 1 is pa
 conversation. The best of several is a little too good by luck: its interval is widened for their
 number (Bonferroni), and where it does not lie above 0, T stays 1.
 
+Towards 0 drawn drafts become greedy ones, which no T changes. So where greedy drafts may be served
+instead (draft_sample_method=auto), a T must be shown to be better than those too: else it would
+only bring drawn drafts as far as greedy ones are without it.
+
 `--question` is what `recipes.calibrate_stage` wrote; the answers are collected already. A process
 of its own, since what it holds of a GPU is free again when it ends.
 """
@@ -27,7 +31,7 @@ import numpy as np
 from benchmarks import stats
 from benchmarks.predict.answers import Answer, Collection
 from benchmarks.predict.drafting import Drafter
-from benchmarks.predict.evaluate import PROBABILISTIC, Row
+from benchmarks.predict.evaluate import GREEDY, PROBABILISTIC, Row
 from benchmarks.predict.summary import by_prompt
 
 if TYPE_CHECKING:
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 
     from benchmarks.predict.drafting import Body
 
-TEMPERATURES = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.2)
+TEMPERATURES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.05, 1.1, 1.2)
 
 
 @dataclass
@@ -80,27 +84,31 @@ def rows_by_temperature(
     return found
 
 
-def judge(rows: dict[float, list[Row]], n: int, seed: int = 0) -> dict[str, Any]:
+def judge(
+    rows: dict[float, list[Row]], n: int, seed: int = 0, *, or_greedy: bool = False
+) -> dict[str, Any]:
     """The temperature to serve with, why, and what was seen of each.
 
     Args:
         rows: for 1 and each temperature tried, of the same answers.
         n: drafted tokens a step.
+        or_greedy: greedy drafts would be served where they are as good.
 
     Returns:
         `head_temperature`; `reason`, a clause; `conversations`; `tried`, one record each with
-        `temperature`, `tokens_a_step` (95 % interval) and its `difference` to 1 (widened interval).
+        `temperature`, `tokens_a_step` (95 % interval), its `difference` to 1 and that `to_greedy`
+        (widened intervals); `greedy`, tokens a step of greedy drafts.
     """
     kept = {t: [r for r in mine if r.starts > 0] for t, mine in rows.items()}
     conversations = len({r.prompt_id for r in kept[1.0]})
     if conversations < stats.FEWEST_PROMPTS:
         return {
             "head_temperature": 1.0, "conversations": conversations, "tried": [],
-            "reason": f"1: {conversations} held-out answers of more than one token are too few to "
+            "reason": f"{conversations} held-out answers of more than one token are too few to "
             f"judge by ({stats.FEWEST_PROMPTS} at least)",
         }  # fmt: skip
     confidence = 1 - (1 - stats.CONFIDENCE) / (len(rows) - 1)
-    base = _counts(kept[1.0], n)
+    base, greedy = _counts(kept[1.0], n), _counts(kept[1.0], n, GREEDY)
     tried = []
     for temperature in sorted(rows):
         mine = _counts(kept[temperature], n)
@@ -108,31 +116,39 @@ def judge(rows: dict[float, list[Row]], n: int, seed: int = 0) -> dict[str, Any]
             "temperature": temperature,
             "tokens_a_step": stats.accepted_length(*mine, seed=seed).to_json(),
         }
-        if temperature != 1:
-            record["difference"] = stats.length_difference(
-                *mine, *base, seed=seed, confidence=confidence
-            ).to_json()
+        for name, other in (("difference", base), ("to_greedy", greedy)):
+            if temperature != 1 or other is greedy:
+                record[name] = stats.length_difference(
+                    *mine, *other, seed=seed, confidence=confidence
+                ).to_json()
         tried.append(record)
     best = max(
         (r for r in tried if "difference" in r), key=lambda r: float(r["difference"]["value"])
     )
-    gain = best["difference"]
     told = (
-        f"{gain['value']:+.3f} tokens a step ({gain['low']:+.3f} to {gain['high']:+.3f}, widened "
-        f"for the {len(rows) - 1} tried; {conversations} conversations)"
+        f"{best['temperature']:g} is expected to bring {_words(best['difference'])} tokens a step "
+        f"against 1, and {_words(best['to_greedy'])} against greedy drafts (intervals widened for "
+        f"the {len(rows) - 1} tried; {conversations} conversations)"
     )
-    value, reason = 1.0, f"1: none is shown to be better, the best being {best['temperature']:g}"
-    if gain["low"] > 0:
-        value = best["temperature"]
-        reason = f"{value:g}: expected against 1"
+    value = 1.0
+    if best["difference"]["low"] <= 0:
+        reason = f"none is shown to be better than 1: {told}"
+    elif or_greedy and best["to_greedy"]["low"] <= 0:
+        reason = f"none is shown to be better than greedy drafts, which need none: {told}"
+    else:
+        value, reason = best["temperature"], told
     return {
-        "head_temperature": value, "reason": f"{reason}, {told}", "conversations": conversations,
-        "tried": tried,
+        "head_temperature": value, "reason": reason, "conversations": conversations,
+        "tried": tried, "greedy": stats.accepted_length(*greedy, seed=seed).to_json(),
     }  # fmt: skip
 
 
-def _counts(rows: Sequence[Row], n: int) -> tuple[np.ndarray, np.ndarray]:
-    drafts, accepted = by_prompt(rows, PROBABILISTIC, n)
+def _words(difference: dict[str, Any]) -> str:
+    return f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
+
+
+def _counts(rows: Sequence[Row], n: int, way: str = PROBABILISTIC) -> tuple[np.ndarray, np.ndarray]:
+    drafts, accepted = by_prompt(rows, way, n)
     return drafts, np.minimum.accumulate(accepted, axis=1)  # rounding may lift one by 1e-16
 
 
@@ -168,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen, collection, drafter, body, defaults_of(collection.wanted.body), asked["n"],
         lambda text: print(text, flush=True),
     )  # fmt: skip
-    found = judge(rows, asked["n"], asked["seed"])
+    found = judge(rows, asked["n"], asked["seed"], or_greedy=asked["or_greedy"])
     write_atomically(options.out, json.dumps(found, indent=1) + "\n")
     print(found["reason"])
     return 0
