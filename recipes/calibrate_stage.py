@@ -29,7 +29,8 @@ STAGE = "calibrate"
 AS_SET = "as set (head_temperature)"
 # What `auto` depends on besides the drafter, the body and the rows.
 _AUTO = ("calibrate_prompts", "draft_sample_method", "train_share", "serve_temperature",
-         "num_speculative_tokens", "bench_max_tokens", "bench_max_model_len", "seed", "dtype", "vllm_extra")  # fmt: skip
+         "num_speculative_tokens", "bench_max_tokens", "bench_max_model_len", "seed", "dtype",
+         "vllm_extra")  # fmt: skip
 
 
 @dataclass(frozen=True)

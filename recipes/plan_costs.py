@@ -154,7 +154,8 @@ def calibrate(recipe: Recipe, *, real: bool) -> Iterator[str]:
             f"held-out conversations, one after the other, at serve_temperature="
             f"{recipe.serve_temperature:g}: up to "
             f"{recipe.calibrate_prompts * recipe.bench_max_tokens} tokens, and "
-            f"{len(TEMPERATURES)} temperatures judged by them; 1, and no copy, unless one is shown to be better"
+            f"{len(TEMPERATURES)} temperatures judged by them; 1, and no copy, unless one is shown "
+            "to be better"
             + ("; time: not measured at this size" if real else "")
         )
     if not real:
