@@ -155,8 +155,7 @@ def calibrate(recipe: Recipe, *, real: bool) -> Iterator[str]:
             f"{recipe.serve_temperature:g}: up to "
             f"{recipe.calibrate_prompts * recipe.bench_max_tokens} tokens, and "
             f"{len(TEMPERATURES)} temperatures judged by them; 1, and no copy, unless one is shown "
-            "to be better"
-            + ("; time: not measured at this size" if real else "")
+            "to be better" + ("; time: not measured at this size" if real else "")
         )
     if not real:
         return
