@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from benchmarks import stats
 from benchmarks.predict.answers import Answer, Collection
 from benchmarks.predict.drafting import Drafter
@@ -108,10 +106,10 @@ def judge(
             f"judge by ({stats.FEWEST_PROMPTS} at least)",
         }  # fmt: skip
     confidence = 1 - (1 - stats.CONFIDENCE) / (len(rows) - 1)
-    base, greedy = _counts(kept[1.0], n), _counts(kept[1.0], n, GREEDY)
+    base, greedy = by_prompt(kept[1.0], PROBABILISTIC, n), by_prompt(kept[1.0], GREEDY, n)
     tried = []
     for temperature in sorted(rows):
-        mine = _counts(kept[temperature], n)
+        mine = by_prompt(kept[temperature], PROBABILISTIC, n)
         record: dict[str, Any] = {
             "temperature": temperature,
             "tokens_a_step": stats.accepted_length(*mine, seed=seed).to_json(),
@@ -145,11 +143,6 @@ def judge(
 
 def _words(difference: dict[str, Any]) -> str:
     return f"{difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f})"
-
-
-def _counts(rows: Sequence[Row], n: int, way: str = PROBABILISTIC) -> tuple[np.ndarray, np.ndarray]:
-    drafts, accepted = by_prompt(rows, way, n)
-    return drafts, np.minimum.accumulate(accepted, axis=1)  # rounding may lift one by 1e-16
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

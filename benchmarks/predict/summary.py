@@ -17,7 +17,10 @@ ALL = "all"
 
 
 def by_prompt(rows: Sequence[Row], way: str, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Expected drafts (prompts,) and accepted (prompts, n), repeats of a prompt added up."""
+    """Expected drafts (prompts,) and accepted (prompts, n), repeats of a prompt added up.
+
+    Neither is above the one before it, which rounding may lift one by 1e-16.
+    """
     drafts: dict[str, float] = {}
     accepted: dict[str, np.ndarray] = {}
     for row in rows:
@@ -25,7 +28,9 @@ def by_prompt(rows: Sequence[Row], way: str, n: int) -> tuple[np.ndarray, np.nda
         drafts[row.prompt_id] = drafts.get(row.prompt_id, 0.0) + counts.drafts
         accepted[row.prompt_id] = accepted.get(row.prompt_id, np.zeros(n)) + counts.accepted
     order = list(drafts)
-    return np.array([drafts[k] for k in order]), np.array([accepted[k] for k in order])
+    made = np.array([drafts[k] for k in order])
+    taken = np.array([accepted[k] for k in order])
+    return made, np.minimum.accumulate(np.minimum(taken, made[:, None]), axis=1)
 
 
 def summarise(rows: Sequence[Row], depth: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -63,9 +68,8 @@ def _cell(
     for n in range(1, depth + 1):
         if prompts >= 2:
             difference = stats.length_difference(
-                *_swap(by_prompt(rows, PROBABILISTIC, n)), *_swap(by_prompt(rows, GREEDY, n)),
-                seed=seed,
-            )  # fmt: skip
+                *by_prompt(rows, PROBABILISTIC, n), *by_prompt(rows, GREEDY, n), seed=seed
+            )
             cell["probabilistic_minus_greedy"][n] = difference.to_json()
     totals = {name: np.sum([r.sums[name] for r in rows], axis=0) for name in MEANS}
     # At temperature 0 both are one-hot: KL is 0 or infinite there, and says nothing.
@@ -82,16 +86,11 @@ def _cell(
     return cell
 
 
-def _swap(pair: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    return pair[0], np.minimum.accumulate(pair[1], axis=1)
-
-
 def _interval(drafts: np.ndarray, accepted: np.ndarray, seed: int) -> dict[str, Any]:
     if len(drafts) < 2:
         value = float(1 + accepted.sum() / drafts.sum())
         return {"value": value, "low": None, "high": None, "se": None, "prompts": len(drafts)}
-    clean = np.minimum.accumulate(accepted, axis=1)  # rounding may lift a position by 1e-16
-    return stats.accepted_length(drafts, clean, seed=seed).to_json()
+    return stats.accepted_length(drafts, accepted, seed=seed).to_json()
 
 
 def reach(rows: Sequence[Row], cap: float | None) -> dict[str, Any]:
@@ -189,10 +188,9 @@ def _error(
         [np.sum([_padded(q.accepted, n) for q in counted[k]], axis=0) for k in order],
         dtype=np.float64,
     )
-    clean = np.minimum.accumulate(accepted, axis=1)
-    expected = stats.accepted_length(drafts, clean, seed=seed)
+    expected = stats.accepted_length(drafts, accepted, seed=seed)
     measured = stats.accepted_length(real_drafts, real, seed=seed)
-    difference = stats.length_difference(drafts, clean, real_drafts, real, seed=seed)
+    difference = stats.length_difference(drafts, accepted, real_drafts, real, seed=seed)
     cell: dict[str, Any] = {
         "prompts": len(order),
         "expected": expected.to_json(),
