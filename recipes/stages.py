@@ -1,4 +1,4 @@
-"""regenerate -> prepare -> train -> bench -> serve: each resumable, each one command.
+"""regenerate -> prepare -> train -> calibrate -> bench -> serve: each resumable, each one command.
 
 Every stage reads the folder that the one before wrote, records in a manifest what it was made
 from, and is a no-op when that has not changed.
