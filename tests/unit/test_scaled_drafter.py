@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.arms import Arm
+from benchmarks.bench_setup import Setup
+from benchmarks.schema import ArmSpec
 from recipes.config import ConfigError, resolve
 from recipes.scaled_drafter import HEAD, RECORD, HeadError, recorded, scale
 
@@ -130,6 +133,23 @@ def test_quantised_missing_and_overflowing_heads_are_refused(tmp_path: Path) -> 
         with pytest.raises(HeadError, match=r"between 0.1 and 10"):
             scale(drafter(tmp_path / f"d{wrong}"), tmp_path / "x", wrong)
     assert not (tmp_path / "x").exists()
+
+
+def test_the_bench_writes_down_which_heads_were_divided(tmp_path: Path) -> None:
+    plain, cooled = drafter(tmp_path / "plain"), tmp_path / "cooled"
+    scale(plain, cooled, 0.8)
+
+    def setup(*arms: Arm) -> Setup:
+        return Setup("body", arms, ())
+
+    def arm(name: str, model: Any) -> Arm:
+        config = {"method": "eagle3", "model": str(model), "num_speculative_tokens": 4}
+        return Arm(ArmSpec(name, 4, config))
+
+    arms = arm("A", plain), arm("B", cooled), arm("C", "hub/id"), Arm(ArmSpec("none", 0))
+    assert setup(*arms).settings()["head_temperatures"] == {"B": 0.8}
+    # Of benches without one, the settings are what they always were.
+    assert "head_temperatures" not in setup(arms[0], *arms[2:]).settings()
 
 
 LOOP = """
