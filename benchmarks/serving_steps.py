@@ -1,19 +1,23 @@
 """What a step of vLLM costs with Gemma 4 26B-A4B's shape: verifying, drafting, and the break-even.
 
     python -m benchmarks.serving_steps                    # a GPU with 40 GB free, real size
-    python -m benchmarks.serving_steps --divide 11 --layers 8 --no-fp8 --n 0 --n 2 \\
-        --more 2:probabilistic: --acceptance 0 --context 64   # a CPU
+    python -m benchmarks.serving_steps --divide 11 --layers 8 --no-fp8 --engine 0 --engine 2 \\
+        --engine 2:probabilistic --acceptance 0 --context 64   # a CPU
 
 One engine per n, kind of drafting and type of KV cache, in a process of its own (vLLM in that
 process, so that its drafter can be timed), random FP8 weights made on the device, a random EAGLE-3
-drafter, vLLM's synthetic acceptance at conditional `--acceptance`. At each concurrency so many
-requests with prompts of `--context` random tokens generate together; steps are timed once all are
-past their prompt. A step is everything between two results of the engine; drafting is the time of
-the drafter's work on the device (events around it); verifying is the rest.
+drafter. Greedy drafts are accepted by vLLM's synthetic rule at conditional `--acceptance`;
+probabilistic ones by standard rejection sampling, which with random weights accepts next to none,
+since vLLM's V1 runner drafts greedily, without a word, under any other rule. At each concurrency so
+many requests with prompts of `--context` random tokens generate together; steps are timed once all
+are past their prompt. A step is everything between two results of the engine (median of blocks of
+ten: a kernel compiled on the way is no step's cost); drafting is the time of the drafter's work on
+the device (events around it); verifying is the rest.
 
 $BENCH_TURN names a lock file that other work on the device holds (flock -s) while it must not be
 measured beside. `--at-once K` lets K engines start side by side; only one is measured at a time.
-The result file is written anew after each engine; where one failed its error stands there.
+The result file is written anew after each engine; where one failed its error stands there. Engines
+that it has already, of the same settings on the same device, are not run again.
 """
 
 from __future__ import annotations
@@ -43,7 +47,8 @@ from benchmarks.random_body import (
 from benchmarks.train_step import turn
 
 RESULTS = Path(__file__).parent / "results"
-WARM, STEPS = 12, 60
+WARM, STEPS, BLOCK = 12, 60, 10
+ENGINES = ("0", "1", "2", "3", "4", "6", "4:probabilistic", "0::auto", "4::auto")
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,21 @@ class Engine:
     drafting: str = "greedy"
     kv: str = "fp8"
 
+    @classmethod
+    def parse(cls, text: str) -> Engine:
+        """`n[:drafting[:kv]]`; an empty part means its default."""
+        n, drafting, kv = [*text.split(":"), "", ""][:3]
+        if (
+            not n.isdecimal()
+            or text.count(":") > 2
+            or drafting not in ("", "greedy", "probabilistic")
+        ):
+            raise typer.BadParameter(
+                f"--engine {text}: expected n[:greedy|probabilistic[:KV type]], such as 4 or "
+                "4:probabilistic:auto."
+            )
+        return cls(int(n), drafting or cls.drafting, kv or cls.kv)
+
     @property
     def name(self) -> str:
         how = f", {self.drafting}" if self.n else ""
@@ -67,14 +87,18 @@ class Engine:
 
 
 def speculation(engine: Engine, drafter: Path, acceptance: float) -> dict[str, Any] | None:
-    """vLLM's speculative config; None for n = 0. Acceptance 0: the usual rejection sampling."""
+    """vLLM's speculative config; None for n = 0. Acceptance 0: the usual rejection sampling.
+
+    Probabilistic drafts have the usual one at any acceptance: vLLM's V1 runner (of Gemma 4's) keeps
+    the drafter's distribution under no other (`GPUModelRunner`, vLLM 0.26 to 0.32).
+    """
     if engine.n == 0:
         return None
     config: dict[str, Any] = {
         "method": "eagle3", "model": str(drafter), "num_speculative_tokens": engine.n,
         "draft_sample_method": engine.drafting, "draft_load_config": {"load_format": "dummy"},
     }  # fmt: skip
-    if acceptance:
+    if acceptance and engine.drafting == "greedy":
         config |= {
             "rejection_sample_method": "synthetic",
             "synthetic_acceptance_rates": [acceptance ** (k + 1) for k in range(engine.n)],
@@ -230,15 +254,14 @@ def time_steps(
     before, tokens_before = counters(llm), sum(map(len, seen.values()))
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    times, began = [], time.perf_counter()
-    results = 0
-    while results < STEPS:
-        start = time.perf_counter()
-        results += step() > 0
-        times.append(time.perf_counter() - start)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    whole = time.perf_counter() - began
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < STEPS:
+        if step():
+            now = time.perf_counter()
+            times.append(now - began)
+            began = now
+    blocks = [statistics.mean(times[k : k + BLOCK]) for k in range(0, STEPS, BLOCK)]
     after = counters(llm)
     drafted = drafting.take() if drafting else []
     generated = sum(map(len, seen.values())) - tokens_before
@@ -252,13 +275,13 @@ def time_steps(
 
     return {
         "concurrency": concurrency,
-        "step_s": round(whole / results, 6),
-        "step_median_s": round(statistics.median(times), 6),
+        "step_s": round(statistics.median(blocks), 6),
+        "step_mean_s": round(statistics.mean(times), 6),
         "draft_s": round(statistics.median(drafted), 6) if drafted else 0.0,
         "draft_calls": len(drafted),
-        "steps": results,
+        "steps": STEPS,
         "tokens": generated,
-        "tokens_a_step": round(generated / results / concurrency, 3),
+        "tokens_a_step": round(generated / STEPS / concurrency, 3),
         "accepted_a_draft": (
             round(
                 grown("vllm:spec_decode_num_accepted_tokens")
@@ -281,7 +304,6 @@ def costs(engines: list[dict[str, Any]], acceptance: float) -> list[dict[str, An
         if "rows" in found and found["engine"]["n"] == 0
         for row in found["rows"]
     }
-    how = f"vLLM's synthetic acceptance {acceptance:g}" if acceptance else "real acceptance"
     made = []
     for found in engines:
         engine = found["engine"]
@@ -290,6 +312,8 @@ def costs(engines: list[dict[str, Any]], acceptance: float) -> list[dict[str, An
             if engine["n"] == 0 or plain is None:
                 continue
             verify = row["step_s"] - row["draft_s"]
+            synthetic = acceptance and engine["drafting"] == "greedy"
+            how = f"vLLM's synthetic acceptance {acceptance:g}" if synthetic else "real acceptance"
             cost = StepCost(
                 engine["n"], row["concurrency"], plain, verify, row["draft_s"],
                 f"random weights, {how}",
@@ -299,15 +323,23 @@ def costs(engines: list[dict[str, Any]], acceptance: float) -> list[dict[str, An
     return made
 
 
+def done_before(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The engines of an earlier, interrupted run; SystemExit if it was another measurement."""
+    earlier = json.loads(path.read_text())
+    for what in ("device", "settings"):
+        if earlier.get(what) != record[what]:
+            raise SystemExit(
+                f"{path}: its {what} is {earlier.get(what)}, this run's {record[what]}. "
+                "Give another --out, or move it away."
+            )
+    return [found for found in earlier["engines"] if "error" not in found]
+
+
 def main(
-    n: Annotated[list[int] | None, typer.Option(help="Drafted tokens [0 1 2 3 4 6].")] = None,
-    concurrency: Annotated[list[int] | None, typer.Option(help="[1 2 4 8 16]")] = None,
-    more: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="n:drafting:kv, besides greedy with fp8 [0::auto 4::auto 4:probabilistic:fp8]."
-        ),
+    engine: Annotated[
+        list[str] | None, typer.Option(help=f"n:drafting:kv [{' '.join(ENGINES)}]")
     ] = None,
+    concurrency: Annotated[list[int] | None, typer.Option(help="[1 2 4 8 16]")] = None,
     acceptance: Annotated[float, typer.Option(help="Conditional; 0: rejection sampling.")] = 0.7,
     temperature: Annotated[float, typer.Option(help="Of the requests.")] = 1.0,
     context: Annotated[int, typer.Option(help="Prompt tokens.")] = 1024,
@@ -331,14 +363,11 @@ def main(
     from recipes.environment import describe
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    engines = [Engine(k) for k in n or (0, 1, 2, 3, 4, 6)]
-    for text in more if more is not None else ("0::auto", "4::auto", "4:probabilistic:fp8"):
-        count, drafting, kv = text.split(":")
-        engines.append(Engine(int(count), drafting or "greedy", kv or "fp8"))
+    engines = [Engine.parse(text) for text in engine or ENGINES]
     path = out or RESULTS / f"serving_steps_{device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {
-        "command": "python -m benchmarks.serving_steps " + " ".join(sys.argv[1:]),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "environment": describe(),
         "settings": {
             "acceptance": acceptance, "temperature": temperature, "context": context,
@@ -346,6 +375,10 @@ def main(
         },
         "engines": [],
     }  # fmt: skip
+    if path.exists():
+        record["engines"] = done_before(path, record)
+        had = [found["engine"] for found in record["engines"]]
+        engines = [one for one in engines if asdict(one) not in had]
     logs = path.with_suffix(".log")
 
     def keep(found: dict[str, Any]) -> None:
@@ -389,10 +422,11 @@ def main(
             )[:20]
             return found
 
-        keep(run(engines[0]))  # alone: it fills the compiler's cache
-        if "error" in record["engines"][0]:
-            print("\n".join(record["engines"][0]["error"]), file=sys.stderr)
-            raise typer.Exit(1)  # what stops the first stops them all, and each start is dear
+        if engines:
+            keep(run(engines[0]))  # alone: it fills the compiler's cache
+            if "error" in record["engines"][-1]:
+                print("\n".join(record["engines"][-1]["error"]), file=sys.stderr)
+                raise typer.Exit(1)  # what stops the first stops them all, and each start is dear
         for done in as_completed([pool.submit(run, engine) for engine in engines[1:]]):
             keep(done.result())
     print(f"written: {path}")

@@ -6,7 +6,8 @@
 Every setting runs in a process of its own (its peak memory and its compiled code are nobody
 else's) with upstream's model, loss, optimizers and step (`real_size.Training`), batches already on
 the device, documents of 1024 tokens. `--at-once K` lets K processes compile side by side; only one
-is ever measured, and nothing else then computes. The file is written anew after each setting.
+is ever measured, and nothing else then computes ($BENCH_TURN: see `serving_steps`). The file is
+written anew after each setting.
 
 Reported: seconds a step (median over blocks that are synchronised at their ends only), tokens/s,
 phases, kernels by kind, peak memory as PyTorch's allocator counts it (allocated and reserved) and
@@ -278,7 +279,7 @@ def main(
         print(json.dumps({k: found.get(k) for k in ("name", "tokens_per_s", "error")}), flush=True)
 
     with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(at_once) as pool:
-        lock = Path(work) / "turn"
+        lock = Path(os.environ.get("BENCH_TURN", str(Path(work) / "turn")))
         # The first alone: it fills the compiler's cache, and sees the device without others.
         keep(run_one(settings[0], lock, steps, seen["ceilings"]))
         rest = [pool.submit(run_one, one, lock, steps, seen["ceilings"]) for one in settings[1:]]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from benchmarks.random_body import write_body, write_drafter
-from benchmarks.serving_steps import Engine, costs, speculation
+from benchmarks.serving_steps import Engine, costs, done_before, speculation
 
 
 def timed(n: int, kv: str, step_s: float, draft_s: float = 0.0, c: int = 1) -> dict[str, Any]:
@@ -36,12 +37,44 @@ def test_each_engine_stands_beside_the_plain_one_of_its_kv_cache() -> None:
 
 
 def test_the_synthetic_rates_are_those_of_one_conditional_acceptance(tmp_path: Path) -> None:
-    asked = speculation(Engine(3, "probabilistic"), tmp_path, 0.5)
+    asked = speculation(Engine(3), tmp_path, 0.5)
     assert asked is not None
     assert asked["synthetic_acceptance_rates"] == [0.5, 0.25, 0.125]
+    # vLLM's V1 runner drafts greedily under the synthetic rule, whatever is asked.
+    asked = speculation(Engine(3, "probabilistic"), tmp_path, 0.5)
+    assert asked is not None
     assert asked["draft_sample_method"] == "probabilistic"
+    assert "rejection_sample_method" not in asked
     assert speculation(Engine(0), tmp_path, 0.5) is None
     assert "rejection_sample_method" not in (speculation(Engine(3), tmp_path, 0) or {})
+
+
+@pytest.mark.parametrize(
+    ("text", "engine"),
+    [
+        ("4", Engine(4)), ("0::auto", Engine(0, "greedy", "auto")),
+        ("4:probabilistic", Engine(4, "probabilistic", "fp8")),
+    ],
+)  # fmt: skip
+def test_an_engine_is_written_in_short(text: str, engine: Engine) -> None:
+    assert Engine.parse(text) == engine
+
+
+@pytest.mark.parametrize("text", ["", "four", "-1", "4:block", "4:greedy:fp8:standard"])
+def test_an_engine_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="expected n"):
+        Engine.parse(text)
+
+
+def test_engines_are_kept_only_of_the_same_measurement(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    failed = {"engine": {"n": 1}, "error": ["it died"]}
+    good = timed(2, "fp8", 0.015)
+    record = {"device": "cpu", "settings": {"acceptance": 0.7}}
+    path.write_text(json.dumps(record | {"engines": [failed, good]}))
+    assert done_before(path, record) == [good]
+    with pytest.raises(SystemExit, match=r"its device is cpu, this run's an H100"):
+        done_before(path, record | {"device": "an H100"})
 
 
 def test_the_body_is_gemma_4_s_shape(tmp_path: Path) -> None:
