@@ -10,6 +10,7 @@ from benchmarks import stats
 from benchmarks.schema import RequestRow, Results, ResultsError, load
 from recipes.calibrate_stage import served_drafter
 from recipes.config import Recipe
+from recipes.process import StageError
 from recipes.run_folder import RunFolder
 from recipes.vllm.drafting import DraftSampleMethod
 
@@ -34,7 +35,7 @@ def choose(recipe: Recipe, run: RunFolder) -> Chosen:
         return Chosen("greedy", "greedy drafts, vLLM's default: this run's bench is not done")
     try:
         return from_bench(load(results), served_drafter(recipe, run).folder, recipe)
-    except ResultsError as e:
+    except (ResultsError, StageError) as e:  # no bench of the drafter that is served
         return Chosen("greedy", f"greedy drafts, vLLM's default: {e}")
 
 

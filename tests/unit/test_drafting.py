@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from benchmarks.schema import ArmSpec, RequestRow, Results
+from benchmarks.schema import ArmSpec, RequestRow, Results, dumps
 from recipes.config import Recipe
-from recipes.drafting_choice import from_bench
+from recipes.drafting_choice import choose, from_bench
+from recipes.run_folder import RunFolder
 from recipes.server_specs import production_server
 from recipes.vllm import cpu_entry, drafting
 from recipes.vllm.errors import ServerError
@@ -150,3 +151,17 @@ def test_auto_is_what_the_bench_showed(
     assert says in chosen.reason
     config = production_server(RECIPE, Path("D"), chosen.method).speculative_config or {}
     assert config.get("draft_sample_method", "greedy") == method
+
+
+def test_before_the_head_is_divided_no_bench_is_of_the_drafter_that_is_served(
+    tmp_path: Path,
+) -> None:
+    run = RunFolder(tmp_path)
+    for name in ("train", "bench"):
+        run.begin(name, {})
+        run.finish(name, {}, 1.0, drafter="train/0", output="weights")
+    (tmp_path / "bench" / "results.json").write_text(dumps(bench({("d", 0.7): 100})))
+    recipe = dataclasses.replace(RECIPE, head_temperature=0.8)
+    chosen = choose(recipe, run)
+    assert chosen.method == "greedy"
+    assert "run `calibrate`" in chosen.reason
