@@ -9,7 +9,8 @@ command, `python -m speculators_patches run --module speculators.train`, side by
 alone, the other is sent SIGKILL (its whole process group) `--kills` times, each time at a random
 moment while a checkpoint is being written, and started again. Compared: every file of the last
 exact checkpoint (weights, moments, schedules, generators) by SHA-256. `--fresh-compiler-cache`
-starts every process with an empty compiler cache, as after a reboot.
+starts every process with an empty compiler cache, as after a reboot; `--no-deterministic` leaves
+out `--deterministic-cuda`, without which a GPU rounds differently from run to run.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ class Run:
 
     def losses(self) -> tuple[float, float] | None:
         """First and last training loss in the log, if it says them."""
-        found = re.findall(r"['\"]loss['\"]: ([0-9.]+)", self.log.read_text(errors="replace"))
+        found = re.findall(r"train/loss=([0-9.]+)", self.log.read_text(errors="replace"))
         return (float(found[0]), float(found[-1])) if found else None
 
 
@@ -219,6 +220,7 @@ def main(
     optimizer: Annotated[str, typer.Option(help="adamw or muon.")] = "adamw",
     seed: Annotated[int, typer.Option(help="Of the moments of the kills.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds for each process.")] = 900,
+    deterministic: Annotated[bool, typer.Option(help="--deterministic-cuda.")] = True,
     fresh_compiler_cache: Annotated[bool, typer.Option(help="As after a reboot.")] = False,
     folder: Annotated[
         Path | None, typer.Option(help="Where to work (7 GB at real size) [a temporary folder].")
@@ -240,6 +242,7 @@ def main(
         "--optimizer", optimizer, "--lr", "1e-4", "--scheduler-type", "cosine", "--seed", "42",
         "--loss-implementation", loss, "--checkpoint-every-steps", str(every),
         "--checkpoint-every-minutes", "0", "--checkpoint-freq", str(epochs), "--num-workers", "2",
+        *(["--deterministic-cuda"] if deterministic else []),
         *(["--draft-attn-impl", "sdpa", "--hidden-states-dtype", "float32"]
           if device == "cpu" else []),
     ]  # fmt: skip

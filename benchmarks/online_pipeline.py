@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -183,14 +183,17 @@ def measure(order: dict[str, Any], share: float, folder: Path, step: Step) -> di
     """All arms at one memory share."""
     import torch
 
-    held = turn(Path(order["lock"]), alone=True) if order["lock"] else nullcontext()
-    with server(order, share, folder) as url, held:
-        alone = loader(order, url, folder / "states", 0)
-        ahead = loader(order, url, folder / "states", order["workers"])
+    lock = Path(order["lock"])
+    with ExitStack() as held:
+        with turn(lock, alone=False):
+            url = held.enter_context(server(order, share, folder))
+            alone = loader(order, url, folder / "states", 0)
+            ahead = loader(order, url, folder / "states", order["workers"])
+            one = next(iter(alone))
+            for _ in range(3):
+                step(one)  # compiles
+        held.enter_context(turn(lock, alone=True))
         seconds = order["seconds"]
-        one = next(iter(alone))
-        for _ in range(3):
-            step(one)  # compiles
         arms = {"training": timed(step, itertools.repeat(one), seconds)}
         for name, batches, work in (
             ("extraction", ahead, lambda _: None), ("in turn", alone, step),
@@ -265,7 +268,8 @@ def main(
         (Path(work) / "states").mkdir()
         order = {
             "body": str(body), "tokens": tokens, "hidden": size.hidden, "seconds": seconds,
-            "workers": workers, "attention": attention, "lock": os.environ.get("BENCH_TURN", ""),
+            "workers": workers, "attention": attention,
+            "lock": os.environ.get("BENCH_TURN", str(Path(work) / "turn")),
             "targets": TARGETS if layers == LAYERS else (2, layers // 2, layers - 3),
             "data": str(write_rows(Path(work) / "data", rows, length, size.draft_vocabulary)),
         }  # fmt: skip

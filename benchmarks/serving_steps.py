@@ -11,7 +11,8 @@ probabilistic ones by standard rejection sampling, which with random weights acc
 since vLLM's V1 runner drafts greedily, without a word, under any other rule. At each concurrency so
 many requests with prompts of `--context` random tokens generate together; steps are timed once all
 are past their prompt. A step is everything between two results of the engine (median of blocks of
-ten: a kernel compiled on the way is no step's cost); drafting is the time of the drafter's work on
+ten: a kernel compiled on the way is no step's cost) and timed again where fewer requests took
+longer than more; drafting is the time of the drafter's work on
 the device (events around it); verifying is the rest.
 
 $BENCH_TURN names a lock file that other work on the device holds (flock -s) while it must not be
@@ -48,6 +49,7 @@ from benchmarks.train_step import turn
 
 RESULTS = Path(__file__).parent / "results"
 WARM, STEPS, BLOCK = 12, 60, 10
+ATTEMPTS, TOLERANCE = 3, 1.05
 ENGINES = ("0", "1", "2", "3", "4", "6", "4:probabilistic", "0::auto", "4::auto")
 
 
@@ -148,8 +150,8 @@ class Drafting:
         return found
 
 
-def measure(order: dict[str, Any]) -> dict[str, Any]:
-    """Starts the engine, times it at each concurrency; the record."""
+def start(order: dict[str, Any], engine: Engine) -> Any:
+    """The engine of this order, in this process."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -159,7 +161,6 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
     from speculators_patches import apply
 
     apply(only=["vllm_cpu_sampling"])
-    engine, lock = Engine(**order["engine"]), Path(order["lock"])
     on_gpu = torch.cuda.is_available()
     options: dict[str, Any] = {}
     if on_gpu:
@@ -173,28 +174,45 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
     else:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         options = {"enforce_eager": True, "gpu_memory_utilization": 0.1}
-    with turn(lock, alone=False):
+    llm = LLM(
+        model=order["body"], skip_tokenizer_init=True, load_format="dummy", seed=0,
+        kv_cache_dtype=engine.kv if on_gpu else "auto", max_model_len=order["context"] + 1024,
+        max_num_seqs=max(order["concurrency"]), max_num_batched_tokens=4096,
+        enable_prefix_caching=False, disable_log_stats=False,
+        speculative_config=speculation(engine, Path(order["drafter"]), order["acceptance"]),
+        **options,
+    )  # fmt: skip
+    if on_gpu:
+        llm.apply_model(spread_weights)
+    return llm
+
+
+def measure(order: dict[str, Any]) -> dict[str, Any]:
+    """Starts the engine, times it at each concurrency; the record."""
+    engine, lock = Engine(**order["engine"]), Path(order["lock"])
+    with turn(lock, alone=False):  # with all imports: they would disturb a measurement as well
         began = time.perf_counter()
-        llm = LLM(
-            model=order["body"], skip_tokenizer_init=True, load_format="dummy", seed=0,
-            kv_cache_dtype=engine.kv if on_gpu else "auto", max_model_len=order["context"] + 1024,
-            max_num_seqs=max(order["concurrency"]), max_num_batched_tokens=4096,
-            enable_prefix_caching=False, disable_log_stats=False,
-            speculative_config=speculation(engine, Path(order["drafter"]), order["acceptance"]),
-            **options,
-        )  # fmt: skip
-        worker = llm.llm_engine.model_executor.driver_worker
-        runner = getattr(worker, "worker", worker).model_runner
-        if on_gpu:
-            llm.apply_model(spread_weights)
-        drafting = Drafting(runner) if engine.n else None
+        llm = start(order, engine)
         started_s = time.perf_counter() - began
-    rows = []
+    import torch
+
+    worker = llm.llm_engine.model_executor.driver_worker
+    runner = getattr(worker, "worker", worker).model_runner
+    drafting = Drafting(runner) if engine.n else None
+    rows: list[dict[str, Any]] = []
     with turn(lock, alone=True):
-        for concurrency in order["concurrency"]:
-            rows.append(time_steps(llm, drafting, engine, concurrency, order))
-            print(json.dumps({"engine": engine.name, **rows[-1]}), file=sys.stderr, flush=True)
-        used = torch.cuda.mem_get_info() if on_gpu else None
+        left = order["concurrency"]
+        for _ in range(ATTEMPTS):
+            for concurrency in left:
+                row = time_steps(llm, drafting, engine, concurrency, order)
+                print(json.dumps({"engine": engine.name, **row}), file=sys.stderr, flush=True)
+                rows = sorted(
+                    [row, *(one for one in rows if one["concurrency"] != concurrency)],
+                    key=lambda one: one["concurrency"],
+                )
+            found = disturbed([{"engine": order["engine"], "rows": rows}])
+            left = sorted(requests for _, requests in found)
+        used = torch.cuda.mem_get_info() if torch.cuda.is_available() else None
     return {
         "engine": asdict(engine),
         "name": engine.name,
@@ -296,30 +314,57 @@ def time_steps(
     }
 
 
-def costs(engines: list[dict[str, Any]], acceptance: float) -> list[dict[str, Any]]:
-    """Break-even rows: each engine with n > 0 beside the one without speculation of its KV type."""
-    base = {
-        (found["engine"]["kv"], row["concurrency"]): row["step_s"]
+def disturbed(engines: list[dict[str, Any]]) -> set[tuple[Engine, int]]:
+    """Engines and concurrencies at which verifying took longer than with as much or more to verify.
+
+    The work only grows with drafted tokens and with requests, so something else held these up.
+    """
+    cells = [
+        (Engine(**found["engine"]), row["concurrency"], row["step_s"] - row["draft_s"])
         for found in engines
-        if "rows" in found and found["engine"]["n"] == 0
-        for row in found["rows"]
+        for row in found.get("rows", ())
+    ]
+    return {
+        (engine, requests)
+        for engine, requests, verify_s in cells
+        if any(
+            verify_s > TOLERANCE * least
+            for other, more, least in cells
+            if other.kv == engine.kv and other.n >= engine.n and more >= requests
+            if (other.n, more) != (engine.n, requests)
+        )
+    }
+
+
+def costs(engines: list[dict[str, Any]], acceptance: float) -> list[dict[str, Any]]:
+    """Break-even rows: each engine with n > 0 beside the one without speculation of its KV type.
+
+    Rows that something else held up (`disturbed`) are no costs and left out.
+    """
+    held_up = disturbed(engines)
+    steps = {
+        (Engine(**found["engine"]), row["concurrency"]): row
+        for found in engines
+        for row in found.get("rows", ())
+    }
+    base = {
+        (engine.kv, requests): row["step_s"]
+        for (engine, requests), row in steps.items()
+        if engine.n == 0 and (engine, requests) not in held_up
     }
     made = []
-    for found in engines:
-        engine = found["engine"]
-        for row in found.get("rows", ()):
-            plain = base.get((engine["kv"], row["concurrency"]))
-            if engine["n"] == 0 or plain is None:
-                continue
-            verify = row["step_s"] - row["draft_s"]
-            synthetic = acceptance and engine["drafting"] == "greedy"
-            how = f"vLLM's synthetic acceptance {acceptance:g}" if synthetic else "real acceptance"
-            cost = StepCost(
-                engine["n"], row["concurrency"], plain, verify, row["draft_s"],
-                f"random weights, {how}",
-                f"{engine['drafting']}, {engine['kv']} KV",
-            )  # fmt: skip
-            made.append(cost.to_json())
+    for (engine, requests), row in steps.items():
+        plain = base.get((engine.kv, requests))
+        if engine.n == 0 or plain is None or (engine, requests) in held_up:
+            continue
+        verify = row["step_s"] - row["draft_s"]
+        synthetic = acceptance and engine.drafting == "greedy"
+        how = f"vLLM's synthetic acceptance {acceptance:g}" if synthetic else "real acceptance"
+        cost = StepCost(
+            engine.n, requests, plain, verify, row["draft_s"],
+            f"random weights, {how}", f"{engine.drafting}, {engine.kv} KV",
+        )  # fmt: skip
+        made.append(cost.to_json())
     return made
 
 
@@ -417,7 +462,7 @@ def main(
                 {
                     line.split("] ", 1)[-1][:200]
                     for line in text.splitlines()
-                    if "backend" in line.lower()
+                    if "backend" in line.lower() and "Using" in line
                 }
             )[:20]
             return found

@@ -89,17 +89,17 @@ def cap_verifier(model: Any, cap: float) -> None:
 
 def measure(setting: Setting, lock: Path, steps: int, rates: dict[str, float]) -> dict[str, Any]:
     """The record of one setting; see the module's docstring."""
-    import torch
-
-    from benchmarks import step_floor, step_profile
-    from benchmarks.real_size import Size, Training, batch, synchronise
-    from speculators_patches import apply
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    apply(only=["cpu_training", "fused_loss_compiles", *setting.patches])
-    size = Size(setting.divide, setting.tokens)
     documents = max(1, setting.tokens // DOCUMENT)
-    with turn(lock, alone=False):
+    with turn(lock, alone=False):  # with all imports: they would disturb a measurement as well
+        import torch
+
+        from benchmarks import step_floor, step_profile
+        from benchmarks.real_size import Size, Training, batch, synchronise
+        from speculators_patches import apply
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        apply(only=["cpu_training", "fused_loss_compiles", *setting.patches])
+        size = Size(setting.divide, setting.tokens)
         training = Training(
             size, device, optimizer=setting.optimizer, ttt_steps=setting.ttt, loss=setting.loss
         )

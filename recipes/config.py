@@ -95,7 +95,13 @@ class Recipe:
     seed: int = _setting(42, "seed of the data order and of fresh weights")
     num_workers: int | None = _setting(None, "DataLoader workers; none = upstream's default")
     loss_implementation: Literal["auto", "fused", "eager"] = _setting(
-        "auto", "auto: eager, exact when resumed; fused saves at most 7 % of a step on an H100"
+        "auto",
+        "auto: eager, whose sums are in one order; fused saves at most 7 % of an H100's step",
+    )
+    deterministic: bool = _setting(
+        False,
+        "on a GPU: a run that was resumed is the uninterrupted one to the last bit, at a "
+        "price in speed that is not known yet; false: up to rounding",
     )
     hidden_states: Literal["online", "offline"] = _setting(
         "online", "online: generated while training, deleted after use; offline: extracted first"

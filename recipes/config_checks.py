@@ -33,6 +33,11 @@ def check(r: Recipe) -> None:
             "take best_by=loss."
         )
     _check_head(r)
+    if r.deterministic and r.loss_implementation == "fused":
+        raise ConfigError(
+            "deterministic=true with loss_implementation=fused: the fused loss picks its tile by "
+            "timing in any mode; take loss_implementation=auto."
+        )
     if not r.target_layers or min(r.target_layers) < 0 or max(r.target_layers) >= r.body_layers:
         raise ConfigError(
             f"target_layers={r.target_layers} must name layers from 0 to {r.body_layers - 1} "

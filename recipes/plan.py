@@ -185,6 +185,11 @@ def notes(recipe: Recipe, run_dir: Path, preset: str) -> Iterator[str]:
     accelerator = preset != "miniature" or upstream.has_accelerator()
     choice, why = upstream.loss_implementation(recipe, accelerator)
     yield f"loss implementation: {choice} ({why})"
+    if accelerator and not recipe.deterministic:
+        yield (
+            "resuming: from the exact state, to the last bit the run without the stop only with "
+            "--set deterministic=true (a GPU's sums differ in order from run to run)"
+        )
     yield f"optimizer: {recipe.optimizer}, passed explicitly (upstream's default is muon since 0.7)"
     yield "token frequencies: asked for (upstream skips them by default since 0.9)"
     if recipe.draft_start:

@@ -73,7 +73,7 @@ def loss_implementation(recipe: Recipe, accelerator: bool) -> tuple[str, str]:
         return recipe.loss_implementation, "as set"
     if not accelerator:
         return "eager", "no accelerator: the fused loss needs one"
-    return "eager", "exact when resumed; the fused loss picks its tile by timing"
+    return "eager", "the fused loss picks its tile, and so the order of its sums, by timing"
 
 
 def has_accelerator() -> bool:
@@ -233,6 +233,8 @@ def train(
         "--hidden-states-dtype", recipe.hidden_states_dtype,
         "--loss-implementation", loss_implementation(recipe, accelerator)[0],
     ]  # fmt: skip
+    if recipe.deterministic:  # whole with the patch deterministic_cuda
+        arguments += ["--deterministic-cuda"]
     if recipe.optimizer == "muon":
         arguments += ["--muon-lr", str(recipe.lr)]
     if not accelerator:

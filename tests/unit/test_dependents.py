@@ -69,6 +69,7 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "seed": (1, "prepare train bench"),
     "num_workers": (2, ""),
     "loss_implementation": ("eager", ""),
+    "deterministic": (True, ""),
     "hidden_states": ("offline", "train"),
     "request_timeout": (9.0, ""),
     "max_retries": (1, ""),

@@ -86,8 +86,21 @@ def test_extraction_into_files_is_shared_by_all_producers(tmp_path, setting, end
     assert after(extract, "--concurrency") == "16"
 
 
+def test_deterministic_kernels_are_asked_for_by_a_setting_that_the_plan_names(tmp_path):
+    paths = {"data": tmp_path, "output": tmp_path, "logs": tmp_path, "endpoint": None}
+    plain, _ = resolve("h100")
+    asked, _ = resolve("h100", None, ["deterministic=true"])
+    assert "--deterministic-cuda" not in upstream.train(plain, **paths, accelerator=True)
+    assert "--deterministic-cuda" in upstream.train(asked, **paths, accelerator=True)
+    said = {r.deterministic: "\n".join(plan.notes(r, tmp_path, "h100")) for r in (plain, asked)}
+    assert "--set deterministic=true" in said[False]
+    assert "deterministic" not in said[True]
+    with pytest.raises(ConfigError, match="picks its tile by timing in any mode"):
+        resolve("h100", None, ["deterministic=true", "loss_implementation=fused"])
+
+
 @pytest.mark.parametrize("accelerator", [True, False])
-def test_the_loss_that_is_exact_when_resumed_is_taken_unless_asked(accelerator):
+def test_the_loss_without_tiles_chosen_by_timing_is_taken_unless_asked(accelerator):
     recipe, _ = resolve("h100")
     assert upstream.loss_implementation(recipe, accelerator)[0] == "eager"
     asked, _ = resolve("h100", None, ["loss_implementation=fused"])

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from benchmarks.random_body import write_body, write_drafter
-from benchmarks.serving_steps import Engine, costs, done_before, speculation
+from benchmarks.serving_steps import Engine, costs, disturbed, done_before, speculation
 
 
 def timed(n: int, kv: str, step_s: float, draft_s: float = 0.0, c: int = 1) -> dict[str, Any]:
@@ -34,6 +34,30 @@ def test_each_engine_stands_beside_the_plain_one_of_its_kv_cache() -> None:
     assert found[0]["relative"] == pytest.approx(1.5)
     # 1 + c + c^2 = 1.5 at c = (sqrt(3) - 1) / 2.
     assert found[0]["needed"] == pytest.approx(0.3660254)
+
+
+def test_a_step_that_took_longer_with_fewer_requests_is_no_cost() -> None:
+    def engine(n: int, *step_s: float) -> dict[str, Any]:
+        cells = [
+            timed(n, "fp8", step, 0.001 * n, c) for c, step in zip((1, 2, 4), step_s, strict=True)
+        ]
+        return cells[0] | {"rows": [row for cell in cells for row in cell["rows"]]}
+
+    plain, one, two = (
+        engine(0, 0.0040, 0.0045, 0.0050),
+        engine(1, 0.0110, 0.0075, 0.0074),  # at 1 request longer than at 2; 4 as long as 2: noise
+        engine(2, 0.0085, 0.0086, 0.0095),
+    )
+    assert disturbed([plain, one, two]) == {(Engine(1), 1)}
+    # Drafting is no verifying: two drafts a step take longer, and that is no disturbance.
+    rows = [(cost["n"], cost["concurrency"]) for cost in costs([plain, one, two], 0.7)]
+    assert rows == [(1, 2), (1, 4), (2, 1), (2, 2), (2, 4)]
+    # With more to verify it took less: the engine with fewer drafts was held up.
+    assert disturbed([plain, engine(1, 0.0120, 0.0130, 0.0140), two]) == {
+        (Engine(1), 1), (Engine(1), 2), (Engine(1), 4),
+    }  # fmt: skip
+    # Another type of cache is another work.
+    assert disturbed([timed(0, "auto", 0.010), timed(1, "fp8", 0.006, 0.001)]) == set()
 
 
 def test_the_synthetic_rates_are_those_of_one_conditional_acceptance(tmp_path: Path) -> None:
