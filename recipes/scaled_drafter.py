@@ -82,8 +82,13 @@ def scale(source: Path, target: Path, temperature: float) -> None:
     text = json.dumps({**config, RECORD: record}, indent=2) + "\n"
     (staging / "config.json").write_text(text, "utf-8")
     fsync_tree(staging)
-    shutil.rmtree(target, ignore_errors=True)
+    # Out of the way in one step: a folder half deleted would still be there under its name.
+    before = target.with_name(f".{target.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    if target.exists():
+        rename_durably(target, before)
     rename_durably(staging, target)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _write_scaled(file: Path, target: Path, temperature: float) -> None:

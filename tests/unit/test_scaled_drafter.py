@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,6 +153,27 @@ def test_the_bench_writes_down_which_heads_were_divided(tmp_path: Path) -> None:
     assert "head_temperatures" not in setup(arms[0], *arms[2:]).settings()
 
 
+def test_an_old_copy_is_not_taken_apart_under_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, cooled = drafter(tmp_path / "plain"), tmp_path / "cooled"
+    scale(plain, cooled, 0.9)
+
+    def half(folder: Path, **_: Any) -> None:
+        for file in folder.glob("*.safetensors"):
+            file.unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", half)
+    with pytest.raises(KeyboardInterrupt):
+        scale(plain, cooled, 0.8)
+    monkeypatch.undo()
+    assert recorded(cooled) == 0.8
+    scale(plain, cooled, 0.9)
+    assert recorded(cooled) == 0.9
+    assert {f.name for f in tmp_path.iterdir()} == {"plain", "cooled"}
+
+
 LOOP = """
 import sys
 from pathlib import Path
@@ -170,7 +192,7 @@ def test_killed_at_any_moment_there_is_a_whole_copy_or_none(tmp_path: Path) -> N
     for by in (0.8, 0.9):
         scale(plain, tmp_path / f"at-{by}", by)
         wanted[by] = (tmp_path / f"at-{by}" / "model.safetensors").read_bytes()
-    for kill in range(12):
+    for kill in range(16):
         child = subprocess.Popen(
             [sys.executable, "-c", LOOP, str(plain), str(cooled)], cwd=ROOT,
             stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},

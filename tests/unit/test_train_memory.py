@@ -36,7 +36,7 @@ def test_predicted_within_a_tenth(setting: dict[str, Any], memory: dict[str, int
 
 
 def test_every_setting_but_one_was_measured() -> None:
-    """Three positions, two lengths, two losses; ttt 5 with the fused loss and 8192 tokens is open."""
+    """Three positions, two lengths, two losses; ttt 5, fused, 8192 tokens is open."""
     assert len(peaks()) == 11
 
 
