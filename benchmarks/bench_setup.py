@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import Arm
 from benchmarks.prompts import WorkloadPrompt
 from recipes.run_folder import digest
+from recipes.scaled_drafter import recorded
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Setup:
 
     def settings(self) -> dict[str, Any]:
         """How it was asked, for the report."""
+        heads = self._head_temperatures()
         return {
+            **({"head_temperatures": heads} if heads else {}),
             "prompts": {name: len(found) for name, found in self.workloads.items()},
             "temperatures": list(self.temperatures),
             "concurrencies": list(self.concurrencies),
@@ -66,6 +70,17 @@ class Setup:
             "request": dict(self.request),
             "server": self._server_settings(),
         }
+
+    def _head_temperatures(self) -> dict[str, float]:
+        """By arm, what the logits of a drafter in a folder were divided by; those at 1 are not."""
+        found = {}
+        for arm in self.arms:
+            model = Path(str((arm.spec.speculative_config or {}).get("model", "")))
+            if (model / "config.json").is_file():
+                value = recorded(model)
+                if value != 1:
+                    found[arm.spec.name] = value
+        return found
 
     def _server_settings(self) -> dict[str, Any]:
         """What all servers of ours have in common, drafters and an arm's own flags aside."""

@@ -45,6 +45,22 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
         "nla=--loss-fn nla",
         "lk_hybrid=--loss-fn lk_hybrid",
     ),
+    # A second training behind the first, half as long and at a quarter of its rate.
+    "phase": (
+        *(
+            f"{name}={flags} --then --loss-fn {loss} --epochs 3 --lr 0.001"
+            for name, flags, loss in (
+                ("kl, then kl", "", "kl_div"),
+                ("kl, then kl, head / 0.9", "--scale-head 0.9", "kl_div"),
+                ("kl, then tv", "", "tv"),
+                ("kl, then tv, head / 0.9", "--scale-head 0.9", "tv"),
+                ("kl, then nla", "", "nla"),
+                ("kl, then nla, head / 0.9", "--scale-head 0.9", "nla"),
+                ("kl, then lk", "", "lk_hybrid"),
+            )
+        ),
+        "kl alone=",
+    ),
     "vocabulary": (
         "full=",
         "384=--draft-vocab-size 384",

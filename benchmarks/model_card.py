@@ -74,6 +74,12 @@ def _parts(
     if lossless:
         yield "### Does it change the answers?"
         yield "\n".join(lossless)
+    divided = results.settings.get("head_temperatures", {}).get(arm)
+    if divided is not None:
+        yield (
+            f"The drafter's head was divided by {divided:g} after training (its temperature for "
+            "drafts drawn from its distribution); the weights of this model are those."
+        )
     choices = [c for c in summary["choices"] if c["arm"] == arm]
     if choices:
         yield "### How to serve it"

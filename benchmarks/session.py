@@ -111,7 +111,8 @@ def _synthetic(bench: Bench, folder: Path, progress: Progress) -> tuple[list[Ste
         setup,
         arms=tuple(arms),
         prompts=setup.prompts[:_SYNTHETIC_PROMPTS],
-        temperatures=(0.0,),
+        # As sampled as the bench: at 0 probabilistic arms would draft greedily and cost as little.
+        temperatures=(max(setup.temperatures),),
         blocks=1,
         max_tokens=min(_SYNTHETIC_TOKENS, setup.max_tokens),
         request={**setup.request, "ignore_eos": True},

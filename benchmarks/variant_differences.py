@@ -47,8 +47,7 @@ def compare(rows: Rows, depth: int, base: str) -> list[dict[str, Any]]:
 
                 def counts(chosen: Sequence[Row], t: float = temperature, w: str = way) -> Any:
                     here = [r for r in chosen if r.temperature == t and r.starts > 0]
-                    drafts, accepted = by_prompt(here, w, depth)
-                    return drafts, np.minimum.accumulate(accepted, axis=1)
+                    return by_prompt(here, w, depth)
 
                 sides = (*counts(pooled(rows[name])), *counts(pooled(rows[base])))
                 seeds = {

@@ -2,7 +2,8 @@
 
 A variant's flags are `--skip PATCH`, `--scale-head T` (its head divided by T after training),
 `--mask-unsayable` (patch unsayable_positions), and whatever upstream's train takes; the last of a
-repeated flag counts.
+repeated flag counts. Flags behind `--then` are a second training's, which starts from the first
+one's drafter, with the same rows, seed and patches.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.arms import ArmError
 from benchmarks.client import BenchError
+from recipes import scaled_drafter
 from speculators_patches.patches.unsayable_positions import SETTING as UNSAYABLE
 
 # Miniature's drafter A: what every variant starts from.
@@ -33,18 +34,28 @@ BASE = (
 
 @dataclass(frozen=True)
 class Variant:
-    """One drafter: what it is called, what is left out or added, and how its head is scaled."""
+    """One drafter: what it is called, what is left out or added, and how its head is scaled.
+
+    `then` are the flags of a second training; None: there is none.
+    """
 
     name: str
     flags: tuple[str, ...]
     skip: tuple[str, ...] = ()
     scale: float = 1.0
     mask: bool = False
+    then: tuple[str, ...] | None = None
+
+    @property
+    def first(self) -> Variant:
+        """The drafter that a second training starts from."""
+        return replace(self, scale=1.0, then=None)
 
     def trained_as(self, seed: int = 0) -> str:
         """Folder of the training; variants that differ in `scale` only share one."""
         words = shlex.join([*self.flags, *(f"--skip={name}" for name in self.skip)])
         words += " masked" if self.mask else ""
+        words += "" if self.then is None else f" then {shlex.join(self.then)}"
         name = "".join(c if c.isalnum() else "-" for c in words).strip("-") or "base"
         return name if seed == 0 else f"{name}-seed-{seed}"
 
@@ -70,7 +81,17 @@ def parse(text: str) -> Variant:
     if not name.strip() or "=" not in text:
         raise ArmError(f"--variant {text!r} must have the form 'name=flags'.")
     rest, skip, scale, mask = [], [], 1.0, False
-    words = iter(shlex.split(flags))
+    given_flags, later = shlex.split(flags), None
+    if "--then" in given_flags:
+        cut = given_flags.index("--then")
+        given_flags, later = given_flags[:cut], tuple(given_flags[cut + 1 :])
+        wrong = {"--then", "--skip", "--scale-head", "--mask-unsayable", "--seed"} & {*later}
+        if wrong:
+            raise ArmError(
+                f"{name!r} has {', '.join(sorted(wrong))} behind --then, where only flags of "
+                "upstream's train may be: put it before."
+            )
+    words = iter(given_flags)
     for word in words:
         if word == "--skip":
             skip.append(next(words, ""))
@@ -88,17 +109,20 @@ def parse(text: str) -> Variant:
             raise ArmError(f"{name!r} sets --seed: give the seeds of all variants with --seeds.")
         else:
             rest.append(word)
-    return Variant(name.strip(), tuple(rest), tuple(skip), scale, mask)
+    return Variant(name.strip(), tuple(rest), tuple(skip), scale, mask, later)
 
 
 def train(variant: Variant, seed: int, data: Data, out: Path) -> tuple[Path, float]:
-    """The folder of the drafter that vLLM can load, and the seconds its training took.
+    """The folder of the drafter that vLLM can load, and the seconds its (last) training took.
 
     Raises:
         BenchError: upstream's trainer failed; the message names its log.
     """
     from recipes.upstream import newest_drafter
 
+    start: list[str] = []
+    if variant.then is not None:
+        start = ["--from-pretrained", str(train(variant.first, seed, data, out)[0])]
     folder = out / "trained" / variant.trained_as(seed)
     took = folder / "seconds.json"
     if not took.exists():
@@ -109,7 +133,8 @@ def train(variant: Variant, seed: int, data: Data, out: Path) -> tuple[Path, flo
             sys.executable, "-m", "speculators_patches", "run", *skip, "--module",
             "speculators.train", "--", "--verifier-name-or-path", data.body, "--data-path",
             str(data.rows), *states, "--save-path", str(folder / "checkpoints"), "--log-dir",
-            str(folder / "logs"), *BASE, "--seed", str(seed), *variant.flags,
+            str(folder / "logs"), *_base(started=bool(start)), *start, "--seed", str(seed),
+            *variant.flags, *(variant.then or ()),
         ]  # fmt: skip
         began = time.monotonic()
         with (folder / "train.log").open("wb") as log:
@@ -126,17 +151,19 @@ def train(variant: Variant, seed: int, data: Data, out: Path) -> tuple[Path, flo
     return newest_drafter(folder / "checkpoints"), seconds
 
 
+def _base(*, started: bool) -> tuple[str, ...]:
+    """BASE; a started drafter brings the layers that it reads."""
+    if not started:
+        return BASE
+    at = BASE.index("--target-layer-ids")
+    return (*BASE[:at], *BASE[at + 4 :])
+
+
 def scaled(drafter: Path, scale: float, out: Path) -> Path:
     """A copy of the drafter whose head is divided by `scale`: its softmax at that temperature."""
     if scale == 1.0:
         return drafter
-    from safetensors.torch import load_file, save_file
-
     target = out / "scaled" / f"{drafter.parent.parent.name}-{scale:g}"
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(drafter, target)
-    weights = load_file(str(target / "model.safetensors"))
-    head = weights["lm_head.weight"]
-    weights["lm_head.weight"] = (head.float() / scale).to(head.dtype)
-    save_file(weights, str(target / "model.safetensors"), metadata={"format": "pt"})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scaled_drafter.scale(drafter, target, scale)
     return target

@@ -24,11 +24,12 @@ from benchmarks.session import run_bench
 from benchmarks.summary import summarise
 from benchmarks.words import spoken
 from recipes import kinds
+from recipes.calibrate_stage import served_drafter
 from recipes.config import ConfigError, Recipe
 from recipes.process import StageError
 from recipes.run_folder import digest, file_digest
 from recipes.server_specs import plain_server, serving_flags
-from recipes.stage import Context, body_identity, require, stage, trained_drafter
+from recipes.stage import Context, body_identity, stage
 from recipes.upstream import has_accelerator
 from recipes.vllm_server import Endpoint
 
@@ -99,8 +100,8 @@ def bench(ctx: Context, arms: Sequence[Arm] | None = None) -> list[Measurement]:
         BenchError: nothing could be measured.
     """
     recipe = ctx.recipe
-    trained = require(ctx.run, "train")
-    found = bench_arms(recipe, trained_drafter(ctx.run)) if arms is None else list(arms)
+    drafter = served_drafter(recipe, ctx.run)
+    found = bench_arms(recipe, drafter.folder) if arms is None else list(arms)
     setup = Setup(
         body=recipe.body,
         arms=tuple(found),
@@ -112,7 +113,7 @@ def bench(ctx: Context, arms: Sequence[Arm] | None = None) -> list[Measurement]:
         seed=recipe.seed,
     )
     made_from = {
-        "drafter": trained["output"],
+        "drafter": drafter.output,
         "body": body_identity(recipe.body),
         "prompts": digest([asdict(p) for p in setup.prompts]),
         "arms": [asdict(arm.spec) for arm in found],

@@ -186,6 +186,14 @@ class Recipe:
         "how serve drafts; auto = greedy, or probabilistic where this run's bench showed that to "
         "be faster at serve_temperature",
     )
+    head_temperature: float | Literal["auto"] = _setting(
+        1.0,
+        "the served copy of the trained drafter has its logits divided by this; auto = by what "
+        "held-out answers at serve_temperature show to be accepted more often, else 1",
+    )
+    calibrate_prompts: int = _setting(
+        128, "held-out conversations that head_temperature=auto is judged on, at most"
+    )
     serve_temperature: float = _setting(
         0.7, "temperature that production is asked with, mostly; for draft_sample_method=auto"
     )
@@ -250,6 +258,9 @@ def _parse(name: str, annotation: Any, text: Any) -> Any:
     """`text` (a string from --set, or a value from a file) as the field's type."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
+        words = [w for a in args if typing.get_origin(a) is Literal for w in typing.get_args(a)]
+        if words:  # a number, or a word in its place
+            return text if text in words else _parse(name, args[0], text)
         if text in (None, "none", "None", ""):
             return None
         return _parse(name, next(a for a in args if a is not type(None)), text)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from recipes import no_secrets
 from recipes.config import ConfigError, Recipe, listed
+from recipes.scaled_drafter import HeadError, check_temperature
 
 
 def check(r: Recipe) -> None:
@@ -33,6 +34,7 @@ def check(r: Recipe) -> None:
             f"best_by={r.best_by} is computed for eagle3 only: with drafter_kind={r.drafter_kind} "
             "take best_by=loss."
         )
+    _check_head(r)
     if r.deterministic and r.loss_implementation == "fused":
         raise ConfigError(
             "deterministic=true with loss_implementation=fused: the fused loss picks its tile by "
@@ -75,7 +77,7 @@ _AT_LEAST = {
     "draft_vocab_size": 1, "checkpoint_every_minutes": 0, "checkpoint_every_steps": 1,
     "checkpoint_keep": 1, "checkpoint_keep_every": 1, "num_workers": 0, "max_retries": 0,
     "regenerate_error_share": 0, "serve_port": 0, "minimum_valid_tokens": 0, "bench_blocks": 1,
-    "bench_prompts_each": 1, "body_layers": 1, "producer_wait_minutes": 0,
+    "bench_prompts_each": 1, "calibrate_prompts": 1, "body_layers": 1, "producer_wait_minutes": 0,
     "trainers": 1, "producers": 1, "host_gpus": 1, "max_restarts": 0, "rendezvous_port": 1,
     "producer_port": 1, "mooncake_port": 1,
 }  # fmt: skip
@@ -109,6 +111,34 @@ def _check_numbers(r: Recipe) -> None:
     if not r.bench_temperatures or min(r.bench_temperatures) < 0:
         raise ConfigError(
             f"bench_temperatures={r.bench_temperatures} must list temperatures, 0 or more."
+        )
+
+
+def _check_head(r: Recipe) -> None:
+    """A temperature for the drafter's head that cannot be had; found out hours later otherwise."""
+    told = f"head_temperature={r.head_temperature}"
+    if r.head_temperature == "auto":
+        if r.drafter_kind != "eagle3":
+            raise ConfigError(
+                f"{told} is judged by expected acceptance, which is computed for eagle3 only: with "
+                f"drafter_kind={r.drafter_kind} give a number."
+            )
+        return
+    try:
+        check_temperature(r.head_temperature)
+    except HeadError as e:
+        raise ConfigError(str(e)) from None
+    if r.head_temperature == 1:
+        return
+    if r.drafter_kind == "dspark":
+        raise ConfigError(
+            f"{told} cannot be had with drafter_kind=dspark, whose logits are its head's and a "
+            "Markov bias: leave it at 1."
+        )
+    if r.drafter_kind == "dflash" and not r.draft_start and r.draft_vocab_size is None:
+        raise ConfigError(
+            f"{told} needs a head of the drafter's own, which a dflash drafter has with a pruned "
+            "vocabulary only: set draft_vocab_size, or leave it at 1."
         )
 
 

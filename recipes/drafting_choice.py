@@ -8,9 +8,10 @@ from pathlib import Path
 
 from benchmarks import stats
 from benchmarks.schema import RequestRow, Results, ResultsError, load
+from recipes.calibrate_stage import served_drafter
 from recipes.config import Recipe
+from recipes.process import StageError
 from recipes.run_folder import RunFolder
-from recipes.stage import trained_drafter
 from recipes.vllm.drafting import DraftSampleMethod
 
 
@@ -33,8 +34,8 @@ def choose(recipe: Recipe, run: RunFolder) -> Chosen:
     if not run.manifest("bench") or not results.is_file():
         return Chosen("greedy", "greedy drafts, vLLM's default: this run's bench is not done")
     try:
-        return from_bench(load(results), trained_drafter(run), recipe)
-    except ResultsError as e:
+        return from_bench(load(results), served_drafter(recipe, run).folder, recipe)
+    except (ResultsError, StageError) as e:  # no bench of the drafter that is served
         return Chosen("greedy", f"greedy drafts, vLLM's default: {e}")
 
 

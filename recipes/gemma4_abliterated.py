@@ -4,8 +4,8 @@
     python -m recipes.gemma4_abliterated plan --preset dgx-spark
     python -m recipes.gemma4_abliterated all  --preset dgx-spark --run-dir runs/round1
 
-Each stage (`regenerate`, `prepare`, `train`, `bench`, `serve`) is one command, reads what the one
-before wrote, and continues where it stopped. `all` runs what is missing.
+Each stage (`regenerate`, `prepare`, `train`, `calibrate`, `bench`, `serve`) is one command, reads
+what the one before wrote, and continues where it stopped. `all` runs what is missing.
 """
 
 from __future__ import annotations
@@ -185,6 +185,7 @@ def _stage_command(name: str, help_text: str) -> None:
 _stage_command("regenerate", "The body answers the prompts (its own words are what is learnt).")
 _stage_command("prepare", "Answers -> packed training rows and token frequencies.")
 _stage_command("train", "Fine-tune the drafter on the body's hidden states.")
+_stage_command("calibrate", "The drafter to serve: the trained one at head_temperature.")
 _stage_command("bench", "Acceptance by position and tok/s for each number of drafted tokens.")
 
 
@@ -199,7 +200,7 @@ def all_(
     ] = "serve",
 ) -> None:
     """Every stage that is not done yet, in order."""
-    names = ["regenerate", "prepare", "train", "bench", "serve"]
+    names = ["regenerate", "prepare", "train", "calibrate", "bench", "serve"]
     if until not in names:
         print(f"error: --until {until} is none of {', '.join(names)}.", file=sys.stderr)
         raise SystemExit(2)
@@ -256,6 +257,7 @@ def serve(
 ) -> None:
     """Print the production command for the trained drafter, or run it."""
     from recipes import stages
+    from recipes.calibrate_stage import served_drafter
     from recipes.drafting_choice import choose
     from recipes.vllm_server import command
 
@@ -267,6 +269,7 @@ def serve(
             recipe = pipeline.with_bodies(recipe, folder)
         argv = command(stages.production_spec(recipe, folder))
         print(f"# {choose(recipe, folder).reason}", file=sys.stderr)
+        print(f"# {served_drafter(recipe, folder).words}", file=sys.stderr)
         print(shlex.join(argv))
         if run:
             sys.stdout.flush()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from recipes import extract_stage, plan_costs, upstream
+from recipes import calibrate_stage, extract_stage, plan_costs, upstream
 from recipes.bench_stage import bench_arms
 from recipes.config import Recipe
 from recipes.process import with_environment
@@ -59,6 +59,8 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
     data = run.stage_dir("prepare") / "dataset"
     checkpoints = run.stage_dir("train") / "checkpoints"
     drafter = checkpoints / str(recipe.epochs - 1)
+    if recipe.head_temperature != 1:
+        drafter = calibrate_stage.folder_of(run)
     extraction = extraction_server(recipe, run.stage_dir("hidden_states"))
     plain = plain_server(recipe)
     # A GPU preset is planned for a GPU, wherever the plan is made.
@@ -144,6 +146,11 @@ def make_plan(recipe: Recipe, run: RunFolder, preset: str) -> list[StagePlan]:
             "train",
             tuple(train_commands),
             tuple(plan_costs.train(recipe, preset)) if real else (),
+        ),
+        StagePlan(
+            calibrate_stage.STAGE,
+            tuple(server(spec) for spec in calibrate_stage.servers(recipe, run)),
+            tuple(plan_costs.calibrate(recipe, real=real)),
         ),
         StagePlan(
             "bench",

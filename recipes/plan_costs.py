@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from benchmarks.predict.calibration import TEMPERATURES
+from recipes.calibrate_stage import changes_nothing
 from recipes.config import Recipe
 from recipes.train_memory import device_bytes
 
@@ -130,6 +132,36 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
         f"(checkpoint_keep={recipe.checkpoint_keep} and the best), "
         f"{CHECKPOINT_BYTES * recipe.epochs / 1e9:.1f} GB of epoch folders for vLLM, "
         f"{DRAFTER_BYTES / 1e9:.1f} GB the started drafter"
+    )
+
+
+def calibrate(recipe: Recipe, *, real: bool) -> Iterator[str]:
+    """What the served drafter's head is divided by, and what finding that costs."""
+    if recipe.head_temperature == 1:
+        yield "head temperature 1: the drafter is served as it was trained, nothing is made"
+        return
+    if recipe.head_temperature != "auto":
+        yield (
+            f"head temperature {recipe.head_temperature:g}, as set: a copy of the trained drafter "
+            "with its head divided by that"
+        )
+    elif quick := changes_nothing(recipe):
+        yield f"head temperature 1: {quick}; nothing is made"
+        return
+    else:
+        yield (
+            f"head temperature by at most {recipe.calibrate_prompts} answers of the body to "
+            f"held-out conversations, one after the other, at serve_temperature="
+            f"{recipe.serve_temperature:g}: up to "
+            f"{recipe.calibrate_prompts * recipe.bench_max_tokens} tokens, and "
+            f"{len(TEMPERATURES)} temperatures judged by them; 1, and no copy, unless one is shown "
+            "to be better" + ("; time: not measured at this size" if real else "")
+        )
+    if not real:
+        return
+    yield (
+        f"disk: {DRAFTER_BYTES / 1e9:.1f} GB for the copy; memory in service: none, unless the "
+        "drafter has the body's whole vocabulary, where vLLM shares equal heads and these differ"
     )
 
 

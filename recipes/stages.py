@@ -1,4 +1,4 @@
-"""regenerate -> prepare -> train -> bench -> serve: each resumable, each one command.
+"""regenerate -> prepare -> train -> calibrate -> bench -> serve: each resumable, each one command.
 
 Every stage reads the folder that the one before wrote, records in a manifest what it was made
 from, and is a no-op when that has not changed.
@@ -15,6 +15,7 @@ from typing import Any
 
 from recipes import upstream
 from recipes.bench_stage import answer_once, bench, bench_prompts
+from recipes.calibrate_stage import calibrate, served_drafter
 from recipes.config import Recipe
 from recipes.drafting_choice import choose
 from recipes.extract_stage import Extracted, extract
@@ -34,7 +35,6 @@ from recipes.stage import (
     extraction_folder,
     require,
     stage,
-    trained_drafter,
 )
 from recipes.vllm_server import Endpoint, ServerSpec, command, installed
 
@@ -202,7 +202,8 @@ def serve(ctx: Context) -> None:
     recipe = ctx.recipe
     spec = production_spec(recipe, ctx.run)
     ctx.display.line(f"serve: {choose(recipe, ctx.run).reason}")
-    made_from = {"drafter": require(ctx.run, "train")["output"], "command": command(spec)}
+    drafter = served_drafter(recipe, ctx.run)
+    made_from = {"drafter": drafter.output, "command": command(spec)}
     with stage(ctx, "serve", made_from) as work:
         if work is None:
             return
@@ -229,13 +230,14 @@ def servers_of(ctx: Context, name: str) -> list[ServerSpec]:
 
 def production_spec(recipe: Recipe, run: RunFolder) -> ServerSpec:
     """The production server of this run's drafter, drafting as its bench showed to be faster."""
-    return production_server(recipe, trained_drafter(run), choose(recipe, run).method)
+    return production_server(recipe, served_drafter(recipe, run).folder, choose(recipe, run).method)
 
 
 STAGES: dict[str, Callable[[Context], object]] = {
     "regenerate": regenerate,
     "prepare": prepare,
     "train": train,
+    "calibrate": calibrate,
     "bench": bench,
     "serve": serve,
 }

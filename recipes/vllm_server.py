@@ -258,10 +258,10 @@ class Server:
         """Which model runner vLLM took is known from its log only, once it has started."""
         if self._vllm is not None and self._vllm.cpu:
             return  # always V1, which cpu_entry patches where that matters
-        if drafting.FELL_BACK in self.log.read_text(encoding="utf-8", errors="replace"):
-            lost = drafting.on_v1(self.spec.speculative_config, "its log says why it took it")
-            if lost is not None:
-                raise ServerError(f"server {self.spec.name}: {lost}", self.log)
+        log = self.log.read_text(encoding="utf-8", errors="replace")
+        lost = drafting.not_on_v2(self.spec.speculative_config, log)
+        if lost is not None:
+            raise ServerError(f"server {self.spec.name}: {lost}", self.log)
 
     def _died(self, code: int) -> ServerError:
         cause = cause_in_log(self.log)

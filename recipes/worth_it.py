@@ -15,8 +15,10 @@ from benchmarks.predict.session import Question, predict
 from benchmarks.predict.wording import lines
 from benchmarks.schema import Results, load
 from recipes.bench_stage import FINE_TUNED, VANILLA, bench_prompts
+from recipes.calibrate_stage import served_drafter
 from recipes.config import ConfigError, Recipe
 from recipes.drafting_choice import choose
+from recipes.process import StageError
 from recipes.run_folder import RunFolder
 from recipes.server_specs import plain_server
 from recipes.servers import ServerPool
@@ -36,7 +38,10 @@ def question(recipe: Recipe, run: RunFolder, closes: float) -> Question:
     """
     drafters = {VANILLA: recipe.draft_start} if recipe.draft_start else {}
     if run.manifest("train"):
-        drafters[FINE_TUNED] = str(trained_drafter(run))
+        try:
+            drafters[FINE_TUNED] = str(served_drafter(recipe, run).folder)
+        except StageError:  # its head_temperature is not applied yet
+            drafters[FINE_TUNED] = str(trained_drafter(run))
     if not drafters:
         raise ConfigError(
             "worth-it: draft_start is empty and nothing is trained yet, so there is no drafter to "

@@ -53,6 +53,18 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class TokenPrompt:
+    """A prompt as token ids, with the chat template's already in them; `kind` is its workload."""
+
+    id: str
+    kind: str
+    ids: tuple[int, ...]
+
+
+Prompt = WorkloadPrompt | TokenPrompt
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What is collected: it depends on these and on nothing else.
 
@@ -91,8 +103,8 @@ class Collection:
         self.answers = list(_read(folder / INDEX))
 
     def missing(
-        self, prompts: Sequence[WorkloadPrompt], temperatures: Sequence[float], repeats: int
-    ) -> list[tuple[WorkloadPrompt, float, int]]:
+        self, prompts: Sequence[Prompt], temperatures: Sequence[float], repeats: int
+    ) -> list[tuple[Prompt, float, int]]:
         """What is still to be asked; at temperature 0 a prompt is asked once."""
         have = {(a.prompt_id, a.temperature, a.repeat) for a in self.answers}
         return [
@@ -106,7 +118,7 @@ class Collection:
     def collect(
         self,
         endpoint: Endpoint,
-        missing: Sequence[tuple[WorkloadPrompt, float, int]],
+        missing: Sequence[tuple[Prompt, float, int]],
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Asks a ready extraction server; each answer is on disk before the next is asked."""
@@ -136,7 +148,7 @@ class Collection:
             )
         return states
 
-    def _seed(self, prompt: WorkloadPrompt, repeat: int, what: str = "answer") -> int:
+    def _seed(self, prompt: Prompt, repeat: int, what: str = "answer") -> int:
         """Another one for each answer: prompts that share their random numbers are as good as one
         sample of them, however many they are.
         """
@@ -146,21 +158,27 @@ class Collection:
         self,
         http: httpx.Client,
         model: str,
-        prompt: WorkloadPrompt,
+        prompt: Prompt,
         temperature: float,
         repeat: int,
     ) -> Answer:
         where = f"prompt {prompt.id}"
         drawing = {"temperature": temperature, "seed": self._seed(prompt, repeat)}
         common = {"model": model, "return_token_ids": True}
+        asked: dict[str, Any]
+        if isinstance(prompt, TokenPrompt):
+            path, asked = "/v1/completions", {"prompt": list(prompt.ids)}
+        else:
+            path, asked = "/v1/chat/completions", {"messages": [dict(m) for m in prompt.messages]}
         reply = _post(
-            http, "/v1/chat/completions", where,
-            {**common, "messages": [dict(m) for m in prompt.messages],
-             "max_tokens": self.wanted.max_tokens, **drawing, **self.wanted.request},
+            http, path, where,
+            {**common, **asked, "max_tokens": self.wanted.max_tokens, **drawing,
+             **self.wanted.request},
         )  # fmt: skip
         _forget(reply)
-        start = len(reply["prompt_token_ids"])
-        ids = [*reply["prompt_token_ids"], *reply["choices"][0]["token_ids"]]
+        asked_ids = _prompt_ids(reply)
+        start = len(asked_ids)
+        ids = [*asked_ids, *reply["choices"][0]["token_ids"]]
         end = len(ids)
         if end == start:
             raise BenchError(f"The body answered {where} with no token.")
@@ -183,6 +201,12 @@ class Collection:
         (self.folder / f"{name}.part").replace(self.folder / name)
         discard(written)
         return Answer(prompt.id, prompt.kind, temperature, repeat, tuple(ids), start, end, name)
+
+
+def _prompt_ids(reply: Mapping[str, Any]) -> list[int]:
+    """Beside a chat's choices, within a completion's."""
+    found = reply.get("prompt_token_ids") or reply["choices"][0]["prompt_token_ids"]
+    return [int(i) for i in found]
 
 
 def _read(index: Path) -> Iterator[Answer]:

@@ -42,7 +42,13 @@ def config_of(model: str) -> dict[str, Any]:
     if not Path(model).is_dir():
         from huggingface_hub import hf_hub_download
 
-        file = Path(hf_hub_download(model, "config.json"))
+        try:
+            file = Path(hf_hub_download(model, "config.json"))
+        except (OSError, ValueError) as e:
+            raise BenchError(
+                f"{model} is neither a folder here nor to be had from the hub "
+                f"({str(e).partition(chr(10))[0]})."
+            ) from None
     try:
         return dict(json.loads(file.read_text("utf-8")))
     except OSError as e:

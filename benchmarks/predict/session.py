@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.break_even import StepCost
 from benchmarks.client import BenchError
 from benchmarks.predict import summary
-from benchmarks.predict.answers import Answer, Collection, Wanted
+from benchmarks.predict.answers import Answer, Collection, Prompt, Wanted
 from benchmarks.predict.distributions import Sampling, defaults_of
 from benchmarks.predict.drafting import config_of, layers_read, softcap_of
 from benchmarks.predict.evaluate import GREEDY, Row
 from benchmarks.predict.verdict import judge
-from benchmarks.prompts import WorkloadPrompt
 from benchmarks.schema import Results
 from recipes.vllm_server import ServerSpec
 
@@ -47,7 +46,7 @@ class Question:
 
     body: str
     drafters: Mapping[str, str]
-    prompts: Sequence[WorkloadPrompt]
+    prompts: Sequence[Prompt]
     temperatures: Sequence[float]
     depth: int = 4
     n: int = 4

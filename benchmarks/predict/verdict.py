@@ -74,7 +74,10 @@ def judge(
 
     def option(way: str, depth: int, length: float) -> Option:
         cost = cost_of(costs, way, depth)
-        speed = None if cost is None else length / cost.relative
+        kept = cell.get("kept_a_step", {}).get(way, {}).get(depth)
+        # Of what is counted a part lies behind the answers' ends and is no speed.
+        share = 1.0 if kept is None else kept / lengths[way][depth]["value"]
+        speed = None if cost is None else share * length / cost.relative
         return Option(way, depth, length, speed)
 
     lengths = cell["tokens_a_step"]

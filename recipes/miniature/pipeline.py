@@ -18,6 +18,7 @@ from typing import Any
 
 from recipes import kinds, stages
 from recipes.bench_stage import NO_SPECULATION, bench, compares_drafting, one_arm
+from recipes.calibrate_stage import served_drafter
 from recipes.config import Recipe
 from recipes.miniature import report
 from recipes.plan import StagePlan, make_plan
@@ -122,9 +123,10 @@ def run(ctx: Context, names: Sequence[str]) -> None:
 
     first = [step(lambda: vanilla, "regenerate"), step(lambda: vanilla, "prepare")]
     steps = [step(planned, name) for name in ("regenerate", "prepare") if name in names]
-    if {"train", "bench", "serve"} & set(names):
+    if {"train", "calibrate", "bench", "serve"} & set(names):
         steps = [*first, *steps, step(lambda: vanilla, "train")]
-    steps += [step(main, name) for name in ("train", "bench", "serve") if name in names]
+    after = ("train", "calibrate", "bench", "serve")
+    steps += [step(main, name) for name in after if name in names]
 
     # Two bodies side by side do not fit on a GPU: there each server starts in its turn.
     alone = not has_accelerator()
@@ -174,10 +176,13 @@ def plan(recipe: Recipe, run: RunFolder) -> list[StagePlan]:
         if one.name in ("regenerate", "prepare", "train")
     ]
     own = make_plan(with_bodies(recipe, run, planning=True), run, "miniature")
+
+    def times(name: str) -> tuple[str, ...]:
+        seconds = EXPECTED_S.get(name)
+        return () if seconds is None else (f"time: about {seconds:.0f} s on 2 cores",)
+
     return [
-        dataclasses.replace(
-            one, costs=(*one.costs, f"time: about {EXPECTED_S[one.name]:.0f} s on 2 cores")
-        )
+        dataclasses.replace(one, costs=(*one.costs, *times(one.name)))
         for one in (bodies, *vanilla, *own)
     ]
 
@@ -237,7 +242,7 @@ def _bench(ctx: Context, vanilla: Context) -> None:
     n = ctx.recipe.num_speculative_tokens
     served = kinds.served(ctx.recipe.drafter_kind)
     a = {**served, "model": str(trained_drafter(vanilla.run))}
-    b = {**served, "model": str(trained_drafter(ctx.run))}
+    b = {**served, "model": str(served_drafter(ctx.recipe, ctx.run).folder)}
     arms = [
         one_arm(ctx.recipe, report.A_VANILLA, n, a, body=vanilla.recipe.body),
         one_arm(ctx.recipe, report.A_ABLITERATED, n, a),

@@ -174,6 +174,8 @@ def arguments(spec: ServerSpec, vllm: Installed) -> list[str]:
         out += ["--gpu-memory-utilization", str(spec.gpu_memory_utilization)]
     if spec.render and vllm.render_flag:
         out.append("--enable-scale-out")
+    if (hidden := drafting.said_elsewhere(spec.extra_args)) is not None:
+        raise ServerError(f"server {spec.name}: {hidden}")
     if spec.speculative_config is not None:
         lost = drafting.ignored(spec.speculative_config, cpu=vllm.cpu, env=spec.env)
         if lost is not None:

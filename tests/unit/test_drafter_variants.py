@@ -25,15 +25,26 @@ def test_what_is_ours_is_taken_out_of_upstream_s_flags() -> None:
         ("x=--scale-head nine", "not a number"),
         ("x=--scale-head -1", "above 0"),
         ("x=--seed 3", "--seeds"),
+        ("x=--lr 1 --then --loss-fn tv --scale-head 0.8", "--scale-head behind --then"),
     ):
         with pytest.raises(ArmError, match=says):
             parse(wrong)
 
 
+def test_a_second_training_starts_from_the_first_one_s() -> None:
+    found = parse("x=--skip softcap_targets --lr 1 --scale-head 0.8 --then --loss-fn tv")
+    assert (found.flags, found.then) == (("--lr", "1"), ("--loss-fn", "tv"))
+    assert found.first == parse("x=--skip softcap_targets --lr 1")
+    assert found.trained_as(1) != found.first.trained_as(1)
+    assert parse("x=--then").then == ()
+
+
 def test_variants_of_one_training_share_it_and_no_others_do() -> None:
     assert parse("a=--scale-head 0.8").trained_as() == parse("b=").trained_as() == "base"
     every = [parse(v) for variants in EXPERIMENTS.values() for v in variants]
-    by_training = {(v.flags, v.skip, v.mask, s): v.trained_as(s) for v in every for s in (0, 1, 2)}
+    by_training = {
+        (v.flags, v.skip, v.mask, v.then, s): v.trained_as(s) for v in every for s in (0, 1, 2)
+    }
     assert len(set(by_training.values())) == len(by_training)
 
 
@@ -104,6 +115,7 @@ def test_a_scaled_head_is_the_softmax_at_that_temperature(tmp_path: Path) -> Non
     drafter.mkdir(parents=True)
     weights = {"lm_head.weight": torch.randn(4, 3), "norm.weight": torch.ones(3)}
     save_file(weights, str(drafter / "model.safetensors"))
+    (drafter / "config.json").write_text("{}")
     found = load_file(str(scaled(drafter, 0.5, tmp_path) / "model.safetensors"))
     x = torch.randn(3)
     assert torch.allclose(

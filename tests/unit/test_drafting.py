@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from benchmarks.schema import ArmSpec, RequestRow, Results
+from benchmarks.schema import ArmSpec, RequestRow, Results, dumps
 from recipes.config import Recipe
-from recipes.drafting_choice import from_bench
+from recipes.drafting_choice import choose, from_bench
+from recipes.run_folder import RunFolder
 from recipes.server_specs import production_server
 from recipes.vllm import cpu_entry, drafting
 from recipes.vllm.errors import ServerError
@@ -20,6 +21,7 @@ CPU = Installed(Version("0.32.0"), cpu=True)
 GPU = Installed(Version("0.32.0"), cpu=False)
 EAGLE = {"method": "eagle3", "model": "D", "num_speculative_tokens": 4}
 BLOCK = {**EAGLE, "rejection_sample_method": "block"}
+DRAWN = {**EAGLE, "draft_sample_method": "probabilistic"}
 BOTH = {**BLOCK, "draft_sample_method": "probabilistic"}
 
 
@@ -51,9 +53,56 @@ def test_on_a_cpu_the_v1_runner_is_patched_or_the_server_ends(
 
 
 def test_what_works_is_not_refused() -> None:
-    for config in (None, EAGLE, {**EAGLE, "draft_sample_method": "probabilistic"}):
+    timed = {**EAGLE, "rejection_sample_method": "synthetic"}
+    for config in (None, EAGLE, DRAWN, timed):
         assert drafting.ignored(config, cpu=True, env={}) is None
         assert drafting.on_v1(config, "why") is None
+        assert drafting.not_on_v2(config, "") is None
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [
+        # As vLLM 0.26 to 0.28 do for Gemma 4 26B-A4B: V1, and not a word of it.
+        ("Loading weights took 3 s", "does not say 'Using V2 Model Runner'; vLLM before 0.29"),
+        ("Model Runner V2 does not yet support parallel drafting for EAGLE speculative decoding; "
+         "using the V1 model runner instead.", "its log says why"),
+    ],
+)  # fmt: skip
+def test_on_a_gpu_only_a_log_that_says_v2_will_do(log: str, says: str) -> None:
+    for config in (BLOCK, BOTH, {**DRAWN, "rejection_sample_method": "synthetic"}):
+        assert says in (drafting.not_on_v2(config, log) or "")
+        assert drafting.not_on_v2(config, f"INFO [gpu_worker.py:518] Using V2 Model Runner\n{log}"
+                                  ) is None  # fmt: skip
+
+
+def test_synthetic_acceptance_loses_drawn_drafts_on_v1() -> None:
+    config = {**DRAWN, "rejection_sample_method": "synthetic"}
+    spec = ServerSpec("s", "m", speculative_config=config, env={"VLLM_USE_V2_MODEL_RUNNER": "0"})
+    with pytest.raises(ServerError, match=r"probabilistic has no effect.*drafts greedily"):
+        command(spec, GPU)
+
+
+@pytest.mark.parametrize("method", ["ngram", "suffix", "medusa"])
+@pytest.mark.parametrize("vllm", [CPU, GPU])
+def test_drafts_without_a_distribution_cannot_be_drawn(method: str, vllm: Installed) -> None:
+    config = {"method": method, "num_speculative_tokens": 3}
+    command(ServerSpec("s", "m", speculative_config=config), vllm)
+    drawn = {**config, "draft_sample_method": "probabilistic"}
+    with pytest.raises(ServerError, match=f"no effect with method={method}"):
+        command(ServerSpec("s", "m", speculative_config=drawn), vllm)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--speculative-config", "{}"), ("--speculative_config={}",), ("-sc", "{}"),
+     ("--speculative-config.rejection_sample_method", "block")],
+)  # fmt: skip
+def test_a_config_among_other_flags_is_not_overlooked(flags: tuple[str, ...]) -> None:
+    for vllm in (CPU, GPU):
+        with pytest.raises(ServerError, match="is not seen"):
+            command(ServerSpec("s", "m", extra_args=flags), vllm)
+        command(ServerSpec("s", "m", extra_args=("--max-num-seqs", "4")), vllm)
 
 
 RECIPE = dataclasses.replace(Recipe(), num_speculative_tokens=4, serve_temperature=0.6)
@@ -102,3 +151,17 @@ def test_auto_is_what_the_bench_showed(
     assert says in chosen.reason
     config = production_server(RECIPE, Path("D"), chosen.method).speculative_config or {}
     assert config.get("draft_sample_method", "greedy") == method
+
+
+def test_before_the_head_is_divided_no_bench_is_of_the_drafter_that_is_served(
+    tmp_path: Path,
+) -> None:
+    run = RunFolder(tmp_path)
+    for name in ("train", "bench"):
+        run.begin(name, {})
+        run.finish(name, {}, 1.0, drafter="train/0", output="weights")
+    (tmp_path / "bench" / "results.json").write_text(dumps(bench({("d", 0.7): 100})))
+    recipe = dataclasses.replace(RECIPE, head_temperature=0.8)
+    chosen = choose(recipe, run)
+    assert chosen.method == "greedy"
+    assert "run `calibrate`" in chosen.reason

@@ -95,7 +95,7 @@ def test_deterministic_kernels_are_asked_for_by_a_setting_that_the_plan_names(tm
     # Not tmp_path: it holds this test's name.
     said = {r.deterministic: "\n".join(plan.notes(r, Path("run"), "h100")) for r in (plain, asked)}
     assert "--set deterministic=true" in said[False]
-    assert "deterministic" not in said[True]
+    assert "deterministic=true" not in said[True]
     with pytest.raises(ConfigError, match="picks its tile by timing in any mode"):
         resolve("h100", None, ["deterministic=true", "loss_implementation=fused"])
 
@@ -181,7 +181,7 @@ def test_plan_prints_every_stage_and_writes_nothing(tmp_path, preset):
     done = cli("plan", "--preset", preset, "--run-dir", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    for stage in ("regenerate", "prepare", "train", "bench", "serve"):
+    for stage in ("regenerate", "prepare", "train", "calibrate", "bench", "serve"):
         assert stage in lines
     assert f"speculators: {upstream.installed('speculators')}" in lines
     assert list(tmp_path.iterdir()) == []

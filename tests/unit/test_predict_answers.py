@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.client import BenchError
 from benchmarks.predict.answers import INDEX, Answer, Collection, Wanted
+from benchmarks.predict.drafting import config_of
 from benchmarks.prompts import WorkloadPrompt
 
 WANTED = Wanted("body", (1, 2, 4), 8, 96, 0, {})
@@ -44,6 +45,12 @@ def test_another_body_or_other_layers_are_refused(tmp_path: Path) -> None:
     Collection(tmp_path, WANTED)
     with pytest.raises(BenchError, match="another body, layers"):
         Collection(tmp_path, replace(WANTED, body="other", layers=(1, 4)))
+
+
+def test_a_drafter_that_is_nowhere_is_named_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="neither a folder here nor to be had") as told:
+        config_of(str(tmp_path / "gone"))
+    assert "\n" not in str(told.value)
 
 
 def server(states: Path, asked: list[dict[str, Any]] | None = None) -> httpx.MockTransport:

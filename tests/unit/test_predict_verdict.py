@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 
 from benchmarks.break_even import StepCost
+from benchmarks.predict.evaluate import Row
+from benchmarks.predict.summary import kept_a_step
 from benchmarks.predict.verdict import FLAGS, LEAVE, TRAIN, judge
+from benchmarks.predict.walk import Counts
 
 CEILING = "greedy, best possible"
 
@@ -75,3 +78,22 @@ def test_what_training_is_supposed_to_close_is_said() -> None:
     less = judge(cell(2.0, 2.0), 4, "greedy", {}, closes=0.2)
     assert more.trained.length > less.trained.length
     assert "80%" in more.reason
+
+
+def test_what_is_accepted_behind_an_answer_s_end_is_no_speed() -> None:
+    given = cell(4.0, 4.0)
+    whole = judge(given, 4, "greedy", costs(2.0)).now
+    given["kept_a_step"] = {
+        way: {n: 0.75 * found["value"] for n, found in lengths.items()}
+        for way, lengths in given["tokens_a_step"].items()
+    }
+    kept = judge(given, 4, "greedy", costs(2.0)).now
+    assert (whole.speed, kept.speed) == (pytest.approx(2.0), pytest.approx(1.5))
+    assert kept.length == whole.length
+
+
+def test_kept_tokens_are_the_answers_own() -> None:
+    """Of 11 tokens the first comes from the prompt; two steps of five give the other ten."""
+    ways = {"greedy": (Counts(2.0, (2.0,)), Counts(2.0, (2.0, 2.0)))}
+    row = Row("p", "w", 0.7, 0, 11, 10, ways, {}, (0,), (0.0,), (0.0,), (), ())
+    assert kept_a_step([row, row], "greedy", 2) == 5.0

@@ -114,7 +114,7 @@ def test_the_miniature_s_plan_shows_every_step(tmp_path: Path) -> None:
     steps = [line for line in text.splitlines() if line and not line.startswith(" ")]
     assert steps == [
         "bodies", "vanilla/regenerate", "vanilla/prepare", "vanilla/train", "regenerate",
-        "prepare", "train", "bench", "serve",
+        "prepare", "train", "calibrate", "bench", "serve",
     ]  # fmt: skip
     assert f"--log-dir {tmp_path}/train/logs" in text
     assert not list(tmp_path.iterdir())
