@@ -169,9 +169,9 @@ def with_server(
 def parse_endpoint(text: str) -> Arm:
     """`name=url`, or `name:n=url` for a server that drafts n tokens a step."""
     name, url = named(text, "--endpoint")
-    if no_secrets.in_url(url):
+    if what := no_secrets.in_url(url):
         raise ArmError(
-            f"--endpoint {name} holds a user's name or password, which would be written into the "
+            f"--endpoint {name} holds {what}, which would be written into the "
             "results: give the address alone, and reach such a server through a tunnel (ssh -L)."
         )
     name, _, depth = name.rpartition(":") if ":" in name else (name, "", "0")

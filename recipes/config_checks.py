@@ -180,12 +180,21 @@ def _check_secrets(r: Recipe) -> None:
     """Before any other check, as those repeat what they refuse."""
     if why := no_secrets.in_flags(r.vllm_extra):
         raise ConfigError(f"vllm_extra: {why}.")
-    for setting in ("regenerate_endpoint", "train_endpoint", "mooncake_master"):
-        if any(no_secrets.in_url(url) or "@" in url for url in listed(getattr(r, setting))):
+    for setting in ("regenerate_endpoint", "train_endpoint", "mooncake_master", "hosts"):
+        value = getattr(r, setting)
+        for address in listed(value) if isinstance(value, str) else value:
+            if what := no_secrets.in_url(address):
+                raise ConfigError(
+                    f"{setting} holds {what}, which would be written into the run folder and its "
+                    "logs: give the address alone; a server that wants a password is reached "
+                    "through a tunnel (ssh -L)."
+                )
+    for setting, value in vars(r).items():
+        words = (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ()
+        if any(isinstance(word, str) and no_secrets.in_text(word) for word in words):
             raise ConfigError(
-                f"{setting} holds a user's name or password, which would be written into the run "
-                "folder and its logs: give the address alone; a server that wants a password is "
-                "reached through a tunnel (ssh -L)."
+                f"{setting} holds an address with a user's name or password, which would be "
+                "written into the run folder and its logs: give the address alone."
             )
 
 

@@ -11,7 +11,6 @@ that has imported vLLM once (recipes/vllm/pool_main.py), because imports are mos
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -340,7 +339,7 @@ def _port(spec: ServerSpec) -> int:
         except OSError as error:
             raise ServerError(
                 f"Port {spec.port} on {spec.host} cannot be used for server {spec.name} "
-                f"({os.strerror(error.errno or 0)}); stop what uses it or choose another port "
+                f"({error.strerror}); stop what uses it or choose another port "
                 "(0 picks a free one)."
             ) from None
         return int(probe.getsockname()[1])

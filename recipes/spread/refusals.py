@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+from fractions import Fraction
 from pathlib import Path
 
 from recipes import plan_costs
@@ -47,7 +48,7 @@ def check(recipe: Recipe, preset: str, run_dir: Path) -> Placement:
     _check_link(recipe, placement)
     _check_store(recipe, placement, GPU_BYTES[preset] if preset == "dgx-spark" else None)
     if placement.is_spread:
-        _check_addresses(recipe.hosts)
+        _check_addresses(recipe, placement)
         _check_folder(recipe, run_dir)
     return placement
 
@@ -87,13 +88,27 @@ def _check_link(recipe: Recipe, placement: Placement) -> None:
 
 
 def _check_reads(recipe: Recipe, placement: Placement) -> None:
-    """Workers read side by side, and over a full link each takes as long as all of them."""
+    """Workers read side by side, and over a full link each takes as long as all of them.
+
+    The link is that of a machine that trains, or that of one whose producers many machines read.
+    """
     mooncake = recipe.transfer == "mooncake"
     limit = READ_S if mooncake else leftovers.longest(recipe.request_timeout)
     row = recipe.seq_len * token_bytes(recipe) * 8 / (recipe.network_gbit * 1e9)
-    trainers = max(host.trainers for host in placement.hosts)
-    # Of the workers of one machine those whose rows cross a link; files lie in a shared folder.
-    crossing = trainers * (placement.crossing if mooncake else 1.0)
+    # Trainers times the share of their rows that crosses the link; files lie in a shared folder.
+    who = "workers of one machine read at once"
+    crossing = Fraction(max(host.trainers for host in placement.hosts))
+    if mooncake:
+        trainers = sum(host.trainers for host in placement.hosts)
+        shares = [
+            Fraction(len(host.producers), sum(len(one.producers) for one in placement.hosts))
+            for host in placement.hosts
+        ]
+        links = list(zip(placement.hosts, shares, strict=True))
+        crossing = max(host.trainers * (1 - share) for host, share in links)
+        sent = max((trainers - host.trainers) * share for host, share in links)
+        if sent > crossing:
+            who, crossing = "workers read at once from one machine", sent
     at_once = math.ceil(crossing * requests_of(recipe))
     if row * at_once <= limit:
         return
@@ -102,11 +117,12 @@ def _check_reads(recipe: Recipe, placement: Placement) -> None:
         if mooncake
         else f"a file of {limit:.0f} s is swept away as left over"
     )
-    fewer = int(limit / row / crossing)
-    remedy = f"--set num_workers={fewer}, or " if fewer else ""
+    fewer = int(int(limit / row) / crossing)
+    enough = recipe.trainers * fewer >= max(recipe.producers, len(recipe.train_endpoints))
+    remedy = f"--set num_workers={fewer}, or " if fewer and enough else ""
     raise ConfigError(
-        f"network_gbit={recipe.network_gbit}: the {at_once} rows that workers of one "
-        f"machine read at once take {row * at_once:.0f} s over it, and {then}, so that "
+        f"network_gbit={recipe.network_gbit}: the {at_once} rows that {who} take "
+        f"{row * at_once:.0f} s over it, and {then}, so that "
         f"rows would be asked for again and again: {remedy}take a faster link, or put producers "
         f"beside the trainers{'' if mooncake else ' and take transfer=mooncake'}."
     )
@@ -129,12 +145,14 @@ def check_is(hosts: tuple[str, ...], number: int) -> None:
         )
 
 
-def _check_addresses(hosts: tuple[str, ...]) -> None:
+def _check_addresses(recipe: Recipe, placement: Placement) -> None:
     """No machine twice, and none by an address at which the others would find themselves.
 
-    Debian gives a machine's own name 127.0.1.1: what it starts there nobody else reaches. Machines
-    that all are 127.x.y.z are one machine that plays several, as in tests.
+    Debian gives a machine's own name 127.0.1.1: what it starts there nobody else reaches, which
+    does not matter where nobody has to (`_reached`). Machines that all are 127.x.y.z are one
+    machine that plays several, as in tests.
     """
+    hosts = recipe.hosts
     known = {name: found for name in hosts if (found := interfaces.address(name))}
     for name, found in known.items():
         if twice := [other for other in known if other != name and known[other] == found]:
@@ -143,7 +161,11 @@ def _check_addresses(hosts: tuple[str, ...]) -> None:
                 "machine once, host_gpus for its GPUs."
             )
     local = {name: found for name, found in known.items() if interfaces.is_own(found)}
-    if not local or local == {name: name for name in hosts}:
+    if local == {name: name for name in hosts}:
+        return
+    reached = _reached(recipe, placement)
+    local = {name: at for name, at in local.items() if name == at or name in reached}
+    if not local:
         return
     name, found = next(iter(local.items()))
     others = [host for host in hosts if host not in local]
@@ -153,6 +175,16 @@ def _check_addresses(hosts: tuple[str, ...]) -> None:
         f"cannot reach. Give the address at which they do{f', {instead}' if instead else ''}, or "
         f"mend the entry of {name} in /etc/hosts."
     )
+
+
+def _reached(recipe: Recipe, placement: Placement) -> set[str]:
+    """Machines on which something is started that others must reach."""
+    reached = {host.name for host in placement.hosts if host.producers}
+    if len(placement.trainer_hosts) > 1:
+        reached |= {host.name for host in placement.trainer_hosts}
+    if recipe.transfer == "mooncake" and not recipe.mooncake_master:
+        reached.add(placement.hosts[0].name)
+    return reached
 
 
 def _check_store(recipe: Recipe, placement: Placement, unified: float | None) -> None:

@@ -79,5 +79,6 @@ def test_one_that_is_removed_under_its_reader_is_not_taken_for_good(pair: Pair) 
 def test_what_a_dead_reader_had_looked_for_goes_when_its_lease_is_over(pair: Pair) -> None:
     producer, reader = pair(1.0, "-default_kv_lease_ttl=6s")
     assert reader.ask("look")["there"] == 1
+    time.sleep(3.5)  # left over for two looks of its producer
     assert not producer.ask("look")["gone"]
     producer.wait_until("look", "gone", 1)

@@ -32,6 +32,9 @@ SECRET = "s3cret"
         (f"--hf-token {SECRET}", "HF_TOKEN"),
         (f"--hf_token={SECRET}", "HF_TOKEN"),
         (f"--watermark-config.key {SECRET}", "--watermark-config"),
+        (f"'--api-key {SECRET}'", "VLLM_API_KEY"),  # one word, as --set 'vllm_extra=...' makes it
+        (f"'--hf-token={SECRET} '", "HF_TOKEN"),
+        (f"--otlp-traces-endpoint http://me:{SECRET}@host:4317", "address with a user's name"),
     ],
 )
 def test_flags_that_give_a_secret_are_refused(flags: str, named: str) -> None:
@@ -54,6 +57,9 @@ def test_flags_that_give_a_secret_are_refused(flags: str, named: str) -> None:
         "--hf-overrides {}",
         "--max-num-seqs 8",
         "--served-model-name api-key",
+        "'--max-num-seqs 8'",
+        '--hf-overrides \'{"a": "x@y"}\'',
+        "--otlp-traces-endpoint http://host:4317/me@host",
         "",
     ],
 )
@@ -70,6 +76,26 @@ def test_addresses_with_a_password_are_refused(setting: str, urls: str) -> None:
     with pytest.raises(ConfigError, match="holds a user's name or password") as refused:
         resolve("h100", None, [f"{setting}={urls}"])
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("setting", ["regenerate_endpoint", "train_endpoint"])
+def test_an_address_with_a_query_is_refused(setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{setting} holds a query") as refused:
+        resolve("h100", None, [f"{setting}=http://a:1,http://b:2/?api_key={SECRET}"])
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("setting", ["body", "prompts", "bench_prompts", "draft_start", "hosts"])
+def test_no_other_setting_takes_or_repeats_a_password(setting: str) -> None:
+    value = f"me:{SECRET}@a,b" if setting == "hosts" else f"https://me:{SECRET}@host/x.jsonl"
+    with pytest.raises(ConfigError, match=f"^{setting} holds ") as refused:
+        resolve("h100", None, [f"{setting}={value}"])
+    assert SECRET not in str(refused.value)
+
+
+def test_a_revision_is_no_password() -> None:
+    recipe, _ = resolve("h100", None, ["prompts=hf://datasets/me/mine@main"])
+    assert recipe.prompts == "hf://datasets/me/mine@main"
 
 
 def test_a_master_with_a_password_is_refused() -> None:
@@ -100,6 +126,7 @@ def test_no_command_writes_or_says_it(tmp_path: Path, command: str) -> None:
         ["--body", "b", "--eagle3", "d=x", "--variant", f"v=--hf-token {SECRET}"],
         ["--body", "b", "--arm", f'a={{"model": "m", "server_flags": ["--api-key", "{SECRET}"]}}'],
         ["--endpoint", f"mine=http://me:{SECRET}@host:8000"],
+        ["--endpoint", f"mine=http://host:8000/?api_key={SECRET}"],
     ],
 )
 def test_the_bench_takes_none_either(tmp_path: Path, capsys, words: list[str]) -> None:

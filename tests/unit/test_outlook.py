@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -369,6 +370,59 @@ def test_a_name_that_means_this_machine_alone_is_refused(
     assert f"hosts names b, which is {address} on this machine" in str(refused.value)
     assert "/etc/hosts" in str(refused.value)
     refusals.check(recipe("hosts=a,c", "producers=2", *settings), "h100", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refused"),
+    [
+        ("", False),  # one trainer, and b produces: a only asks
+        ("trainers=2", False),
+        ("transfer=mooncake", True),  # its master
+        ("transfer=mooncake mooncake_master=store:50051", False),
+        ("trainers=2 producers=2 host_gpus=1 train_vllm_share=0.6", True),  # trainers on both
+        ("producers=3 host_gpus=2", True),  # a producer there too
+    ],
+)
+def test_a_leader_whom_nobody_has_to_reach_may_be_loopback_to_itself(
+    tmp_path: Path, monkeypatch, settings: str, refused: bool
+) -> None:
+    """An ordinary Debian machine that trains beside one that produces."""
+    monkeypatch.setattr(socket, "gethostbyname", addresses({"a": "127.0.1.1", "b": "192.0.2.2"}))
+    asked = recipe("hosts=a,b", *settings.split())
+    if refused:
+        with pytest.raises(ConfigError, match=r"^hosts names a, which is 127\.0\.1\.1 on this"):
+            refusals.check(asked, "h100", tmp_path)
+    else:
+        refusals.check(asked, "h100", tmp_path)
+
+
+def test_rows_that_many_machines_read_from_one_must_come_in_time(tmp_path: Path) -> None:
+    """Four machines train, 12 workers each; the fifth sends all of their 48 rows."""
+    spread = ("hosts=a,b,c,d,e", "trainers=4", "host_gpus=1", "transfer=mooncake")
+    refusals.check(recipe(*spread, "network_gbit=1"), "h100", tmp_path)
+    with pytest.raises(ConfigError, match="the 48 rows that workers read at once from one") as no:
+        refusals.check(recipe(*spread, "network_gbit=0.5"), "h100", tmp_path)
+    assert "--set num_workers=10, or" in str(no.value)
+    refusals.check(recipe(*spread, "network_gbit=0.5", "num_workers=10"), "h100", tmp_path)
+
+
+def test_shares_of_rows_are_counted_exactly(tmp_path: Path) -> None:
+    """A third of two trainers' 24 rows is 8, of which 7.4 s each are 59 s; 9 would be too many."""
+    spread = ("hosts=a,b", "trainers=2", "producers=3", "host_gpus=4", "transfer=mooncake")
+    refusals.check(recipe(*spread, "network_gbit=0.1"), "h100", tmp_path)
+
+
+@pytest.mark.parametrize("gbit", [0.02 + 0.005 * step for step in range(30)])
+def test_the_number_of_workers_that_a_refusal_names_is_taken(tmp_path: Path, gbit: float) -> None:
+    """Also where a part of the rows crosses the link: two trainers, a third of them."""
+    spread = ("hosts=a,b", "trainers=2", "producers=3", "host_gpus=4", "transfer=mooncake")
+    settings = (*spread, f"network_gbit={gbit}")
+    try:
+        refusals.check(recipe(*settings), "h100", tmp_path)
+    except ConfigError as error:
+        found = re.search(r"--set (num_workers=\d+)", str(error))
+        if found:
+            refusals.check(recipe(*settings, found[1]), "h100", tmp_path)
 
 
 def test_a_command_for_another_machine_is_refused(monkeypatch) -> None:
