@@ -230,7 +230,7 @@ def main(
     """Two runs of one command, one of them killed and resumed; compares their last checkpoints."""
     import torch
 
-    from recipes.environment import describe
+    from recipes.environment import command_line, describe
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = Size(divide, tokens)
@@ -276,7 +276,7 @@ def main(
                 os.killpg(first.pid, signal.SIGKILL)
         one, other = alone.state(), killed.state()
         record = {
-            "command": "python -m benchmarks.kill_and_resume " + " ".join(sys.argv[1:]),
+            "command": command_line("benchmarks.kill_and_resume"),
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "environment": describe(),
             "flags": [flag for flag in flags if not flag.startswith("/")],

@@ -244,14 +244,14 @@ def main(
     import torch
 
     from benchmarks.real_size import Size
-    from recipes.environment import describe
+    from recipes.environment import command_line, describe
     from speculators_patches import apply
 
     apply(only=PATCHES)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     path = out or RESULTS / f"online_pipeline_{device}.json"
     record: dict[str, Any] = {
-        "command": "python -m benchmarks.online_pipeline " + " ".join(sys.argv[1:]),
+        "command": command_line("benchmarks.online_pipeline"),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "environment": describe(),
         "settings": {
