@@ -81,6 +81,9 @@ def test_synthetic_acceptance_loses_drawn_drafts_on_v1() -> None:
     spec = ServerSpec("s", "m", speculative_config=config, env={"VLLM_USE_V2_MODEL_RUNNER": "0"})
     with pytest.raises(ServerError, match=r"probabilistic has no effect.*drafts greedily"):
         command(spec, GPU)
+    # A CPU has no other runner, whatever the environment says, and no patch for this.
+    with pytest.raises(ServerError, match=r"V1 model runner \(a CPU\).*drafts greedily"):
+        command(ServerSpec("s", "m", speculative_config=config), CPU)
 
 
 @pytest.mark.parametrize("method", ["ngram", "suffix", "medusa"])
@@ -93,10 +96,18 @@ def test_drafts_without_a_distribution_cannot_be_drawn(method: str, vllm: Instal
         command(ServerSpec("s", "m", speculative_config=drawn), vllm)
 
 
+@pytest.mark.parametrize("named", [{"model": "ngram"}, {"model": "[ngram]"}, {"method": "[ngram]"}])
+def test_ngram_lookup_is_known_by_every_name_that_vllm_knows(named: dict[str, str]) -> None:
+    drawn = {**named, "num_speculative_tokens": 3, "draft_sample_method": "probabilistic"}
+    with pytest.raises(ServerError, match="no effect with method=ngram"):
+        command(ServerSpec("s", "m", speculative_config=drawn), CPU)
+
+
 @pytest.mark.parametrize(
     "flags",
     [("--speculative-config", "{}"), ("--speculative_config={}",), ("-sc", "{}"),
-     ("--speculative-config.rejection_sample_method", "block")],
+     ("--speculative-config.rejection_sample_method", "block"),
+     ("--spec-method", "ngram"), ("--spec_model=D",), ("--spec-tokens", "4")],
 )  # fmt: skip
 def test_a_config_among_other_flags_is_not_overlooked(flags: tuple[str, ...]) -> None:
     for vllm in (CPU, GPU):
