@@ -12,8 +12,8 @@ starts, says nothing, and verifies greedy drafts the standard way. V2 does as it
 
 So on a GPU a server that asks for such a thing counts only when its log says that it uses V2. On a
 CPU, where `cpu_entry` starts the servers, the patch block_verification_on_v1 makes V1 verify
-blocks; drawn drafts that are accepted at random (synthetic) are refused there. And no runner has a
-distribution of what a method like n-gram lookup proposes.
+blocks; vLLM itself ends there when drafts are to be accepted at random (synthetic). And no runner
+has a distribution of what a method like n-gram lookup proposes.
 """
 
 from __future__ import annotations
@@ -50,8 +50,6 @@ def ignored(config: Mapping[str, Any] | None, *, cpu: bool, env: Mapping[str, st
             "are drawn from no distribution; vLLM would say nothing. Leave draft_sample_method out."
         )
     chosen = {**os.environ, **env}.get("VLLM_USE_V2_MODEL_RUNNER", "").lower()
-    if cpu and _synthetic(config):  # no patch for that
-        return on_v1(config, "a CPU")
     if cpu or chosen not in _FALSE:
         return None
     return on_v1(config, "VLLM_USE_V2_MODEL_RUNNER=0")

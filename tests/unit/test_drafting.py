@@ -82,9 +82,6 @@ def test_synthetic_acceptance_loses_drawn_drafts_on_v1() -> None:
     spec = ServerSpec("s", "m", speculative_config=config, env={"VLLM_USE_V2_MODEL_RUNNER": "0"})
     with pytest.raises(ServerError, match=r"probabilistic has no effect.*drafts greedily"):
         command(spec, GPU)
-    # A CPU has no other runner, whatever the environment says, and no patch for this.
-    with pytest.raises(ServerError, match=r"V1 model runner \(a CPU\).*drafts greedily"):
-        command(ServerSpec("s", "m", speculative_config=config), CPU)
 
 
 @pytest.mark.parametrize("method", ["ngram", "suffix", "medusa"])
