@@ -127,7 +127,11 @@ def _synthetic(bench: Bench, folder: Path, progress: Progress) -> tuple[list[Ste
     if not costs:
         first = next(iter(timed.refused.values()), "no drafting arm of ours")
         return [], f"synthetic acceptance refused: {first}"
-    return costs, f"synthetic acceptance of {SYNTHETIC} at every position"
+    how = f"synthetic acceptance of {SYNTHETIC} at every position"
+    lost = [arms[k].spec.name for k in sorted(timed.refused) if arms[k].spec.n > 0]
+    if lost:
+        how += f"; not timed so: {', '.join(lost)}: {timed.refused[min(timed.refused)]}"
+    return costs, how
 
 
 def _synthetic_arm(arm: Arm) -> Arm | None:

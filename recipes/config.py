@@ -192,7 +192,8 @@ class Recipe:
         "held-out answers at serve_temperature show to be accepted more often, else 1",
     )
     calibrate_prompts: int = _setting(
-        128, "held-out conversations that head_temperature=auto is judged on, at most"
+        128,
+        "held-out conversations that head_temperature=auto is judged on, at most; 24 are needed",
     )
     serve_temperature: float = _setting(
         0.7, "temperature that production is asked with, mostly; for draft_sample_method=auto"

@@ -34,7 +34,13 @@ def choose(recipe: Recipe, run: RunFolder) -> Chosen:
     if not run.manifest("bench") or not results.is_file():
         return Chosen("greedy", "greedy drafts, vLLM's default: this run's bench is not done")
     try:
-        return from_bench(load(results), served_drafter(recipe, run).folder, recipe)
+        served = served_drafter(recipe, run)
+        # A copy at another temperature, or a drafter trained anew, has the same folder's name.
+        if run.made_from("bench").get("drafter", served.output) != served.output:
+            return Chosen(
+                "greedy", "greedy drafts, vLLM's default: this run's bench is of another drafter"
+            )
+        return from_bench(load(results), served.folder, recipe)
     except (ResultsError, StageError) as e:  # no bench of the drafter that is served
         return Chosen("greedy", f"greedy drafts, vLLM's default: {e}")
 

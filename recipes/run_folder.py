@@ -166,6 +166,10 @@ class RunFolder:
             return {}
         return data if isinstance(data, dict) else {}
 
+    def made_from(self, stage: str) -> dict[str, Any]:
+        """What the work in the stage's folder is made from; empty if there is none."""
+        return _made_from(self.stage_dir(stage)) or {}
+
     def is_done(self, stage: str, made_from: Mapping[str, Any]) -> bool:
         return bool(self.manifest(stage).get("made_from") == digest(made_from))
 
@@ -219,8 +223,12 @@ class RunFolder:
 
 
 def _is_made_from(folder: Path, made_from: Mapping[str, Any]) -> bool:
+    return bool(_made_from(folder) == json.loads(json.dumps(dict(made_from), default=str)))
+
+
+def _made_from(folder: Path) -> dict[str, Any] | None:
     try:
         found = json.loads((folder / "made_from.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return False
-    return bool(found == json.loads(json.dumps(dict(made_from), default=str)))
+        return None
+    return found if isinstance(found, dict) else None

@@ -11,8 +11,9 @@ starts, says nothing, and verifies greedy drafts the standard way. V2 does as it
 - where V2 lacks something (P-EAGLE), which the log says.
 
 So on a GPU a server that asks for such a thing counts only when its log says that it uses V2. On a
-CPU, where `cpu_entry` starts the servers, the patch block_verification_on_v1 makes V1 do as it is
-told. And no runner has a distribution of what a method like n-gram lookup proposes.
+CPU, where `cpu_entry` starts the servers, the patch block_verification_on_v1 makes V1 verify
+blocks; vLLM itself ends there when drafts are to be accepted at random (synthetic). And no runner
+has a distribution of what a method like n-gram lookup proposes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ USES_V2 = "Using V2 Model Runner"
 FELL_BACK = "using the V1 model runner instead"
 # Methods whose drafts are drawn from no distribution: looked up, or always the best ones.
 _WITHOUT_DISTRIBUTION = ("ngram", "ngram_gpu", "suffix", "medusa", "mlp_speculator")
+# vLLM's flags that hold such a config, or put something into it.
+_CONFIG_FLAGS = ("--speculative-config", "-sc", "--spec-method", "--spec-model", "--spec-tokens")
 
 
 def ignored(config: Mapping[str, Any] | None, *, cpu: bool, env: Mapping[str, str]) -> str | None:
@@ -40,7 +43,7 @@ def ignored(config: Mapping[str, Any] | None, *, cpu: bool, env: Mapping[str, st
         cpu: the vLLM is built for CPUs.
         env: the server's environment beyond this process's.
     """
-    method = (config or {}).get("method")
+    method = _method(config)
     if method in _WITHOUT_DISTRIBUTION and _asks_for_drawing(config):
         return (
             f"draft_sample_method=probabilistic has no effect with method={method}, whose drafts "
@@ -63,7 +66,8 @@ def not_on_v2(config: Mapping[str, Any] | None, log: str) -> str | None:
     if FELL_BACK not in log:
         why = (
             f"its log does not say {USES_V2!r}; vLLM before 0.29 takes V1 for this body unless "
-            "VLLM_USE_V2_MODEL_RUNNER=1 is set for all servers"
+            "VLLM_USE_V2_MODEL_RUNNER=1 is set for all servers, and a VLLM_LOGGING_LEVEL above "
+            "INFO hides the line"
         )
     return on_v1(config, why)
 
@@ -72,13 +76,23 @@ def said_elsewhere(extra: Sequence[str]) -> str | None:
     """A speculative config among a server's other flags, where nothing above would see it."""
     for word in extra:
         name = word.partition("=")[0].partition(".")[0].replace("_", "-")
-        if name in ("--speculative-config", "-sc"):
+        if name in _CONFIG_FLAGS:
             return (
                 f"its flags hold {word.partition('=')[0]}, so that what vLLM would ignore in it is "
                 "not seen, and every server would draft; name it as the arm's speculative config, "
                 "or by num_speculative_tokens and draft_sample_method."
             )
     return None
+
+
+def _method(config: Mapping[str, Any] | None) -> object:
+    """As vLLM reads it: n-gram lookup may be named as the model."""
+    found = (config or {}).get("method") or (config or {}).get("model")
+    return "ngram" if found == "[ngram]" else found
+
+
+def _synthetic(config: Mapping[str, Any] | None) -> bool:
+    return (config or {}).get("rejection_sample_method") == "synthetic"
 
 
 def _asks_for_drawing(config: Mapping[str, Any] | None) -> bool:
@@ -109,7 +123,7 @@ def verify_blocks() -> bool:
 def on_v1(config: Mapping[str, Any] | None, why: str) -> str | None:
     """The same where the V1 runner is known to be used, for the reason `why`."""
     method = (config or {}).get("rejection_sample_method", "standard")
-    if method == "synthetic" and _asks_for_drawing(config):
+    if _synthetic(config) and _asks_for_drawing(config):
         return (
             "draft_sample_method=probabilistic has no effect here with rejection_sample_method="
             f"synthetic: vLLM's V1 model runner ({why}) would say nothing, but drafts greedily. "

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.predict import calibration
 from benchmarks.predict.answers import Answer, Collection, TokenPrompt, Wanted
-from benchmarks.predict.calibration import TEMPERATURES, Tempered, judge
+from benchmarks.predict.calibration import FEWEST, TEMPERATURES, Tempered, judge
 from benchmarks.predict.distributions import Sampling
 from benchmarks.predict.evaluate import BLOCK, GREEDY, PROBABILISTIC, Row, evaluate
 from benchmarks.predict.walk import Counts
@@ -62,9 +62,10 @@ def test_what_is_not_shown_leaves_1() -> None:
     found = judge(seen(0.8, 0.01, noise=3.0), 1)
     assert found["head_temperature"] == 1
     assert "none is shown to be better than 1" in found["reason"]
-    few = judge(seen(0.8, 0.5, conversations=7), 1)
+    few = judge(seen(0.8, 0.5, conversations=FEWEST - 1), 1)
     assert few["head_temperature"] == 1
     assert "too few to judge by" in few["reason"]
+    assert judge(seen(0.8, 0.5, conversations=FEWEST), 1)["head_temperature"] == 0.8
 
 
 def test_where_greedy_drafts_may_be_served_it_must_beat_them_too() -> None:
@@ -82,7 +83,7 @@ def test_the_best_of_many_by_luck_is_rarely_taken() -> None:
     taken = 0
     for trial in range(100):
         random = np.random.default_rng(trial)
-        base = rows(0.0, 24)
+        base = rows(0.0, FEWEST)
         found = {1.0: base}
         for t in TEMPERATURES:
             mine = []
@@ -235,6 +236,9 @@ def test_counts_that_rounding_lifted_are_still_counts() -> None:
     always = (Counts(1 / 3 + 1 / 3 + 1 / 3, (1.0000000000000002,)),)
     ways = {GREEDY: always, PROBABILISTIC: always, BLOCK: always}
     same = [
-        Row(f"c{k}", "w", 0.7, 0, 11, 10, ways, {}, (0,), (0.0,), (0.0,), (), ()) for k in range(9)
+        Row(f"c{k}", "w", 0.7, 0, 11, 10, ways, {}, (0,), (0.0,), (0.0,), (), ())
+        for k in range(FEWEST)
     ]
-    assert judge(dict.fromkeys((1.0, *TEMPERATURES), same), 1)["head_temperature"] == 1
+    found = judge(dict.fromkeys((1.0, *TEMPERATURES), same), 1)
+    assert found["head_temperature"] == 1
+    assert found["tried"], "judged, not passed over"

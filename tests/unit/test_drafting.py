@@ -9,6 +9,7 @@ import pytest
 from packaging.version import Version
 
 from benchmarks.schema import ArmSpec, RequestRow, Results, dumps
+from recipes.calibrate_stage import made_of
 from recipes.config import Recipe
 from recipes.drafting_choice import choose, from_bench
 from recipes.run_folder import RunFolder
@@ -93,10 +94,18 @@ def test_drafts_without_a_distribution_cannot_be_drawn(method: str, vllm: Instal
         command(ServerSpec("s", "m", speculative_config=drawn), vllm)
 
 
+@pytest.mark.parametrize("named", [{"model": "ngram"}, {"model": "[ngram]"}, {"method": "[ngram]"}])
+def test_ngram_lookup_is_known_by_every_name_that_vllm_knows(named: dict[str, str]) -> None:
+    drawn = {**named, "num_speculative_tokens": 3, "draft_sample_method": "probabilistic"}
+    with pytest.raises(ServerError, match="no effect with method=ngram"):
+        command(ServerSpec("s", "m", speculative_config=drawn), CPU)
+
+
 @pytest.mark.parametrize(
     "flags",
     [("--speculative-config", "{}"), ("--speculative_config={}",), ("-sc", "{}"),
-     ("--speculative-config.rejection_sample_method", "block")],
+     ("--speculative-config.rejection_sample_method", "block"),
+     ("--spec-method", "ngram"), ("--spec_model=D",), ("--spec-tokens", "4")],
 )  # fmt: skip
 def test_a_config_among_other_flags_is_not_overlooked(flags: tuple[str, ...]) -> None:
     for vllm in (CPU, GPU):
@@ -165,3 +174,29 @@ def test_before_the_head_is_divided_no_bench_is_of_the_drafter_that_is_served(
     chosen = choose(recipe, run)
     assert chosen.method == "greedy"
     assert "run `calibrate`" in chosen.reason
+
+
+def test_a_bench_of_a_copy_at_another_temperature_is_not_of_this_one(tmp_path: Path) -> None:
+    """Both copies are calibrate/drafter."""
+    run, drafter = RunFolder(tmp_path), tmp_path / "calibrate" / "drafter"
+    arms = tuple(
+        dataclasses.replace(a, speculative_config={**(a.speculative_config or {}),
+                                                   "model": str(drafter)}) for a in ARMS
+    )  # fmt: skip
+    results = bench({("d", 0.7): 100, ("d, probabilistic", 0.7): 130})
+    run.begin("train", {})
+    run.finish("train", {}, 1.0, drafter="train/0", output="weights")
+    for temperature, benched in ((0.8, True), (0.9, False)):
+        recipe = dataclasses.replace(RECIPE, head_temperature=temperature)
+        made = made_of(recipe, run)
+        run.begin("calibrate", made)
+        run.finish("calibrate", made, 1.0, drafter="calibrate/drafter", output=f"at {temperature}")
+        if benched:
+            of = {"drafter": f"at {temperature}"}
+            run.begin("bench", of)
+            run.finish("bench", of, 1.0)
+            text = dumps(dataclasses.replace(results, arms=arms))
+            (tmp_path / "bench" / "results.json").write_text(text)
+        chosen = choose(recipe, run)
+        assert chosen.method == ("probabilistic" if benched else "greedy"), chosen.reason
+    assert "of another drafter" in chosen.reason

@@ -183,6 +183,7 @@ import sys
 from pathlib import Path
 from recipes.scaled_drafter import scale
 plain, cooled = map(Path, sys.argv[1:])
+scale(plain, cooled, 0.9)  # imports torch, which takes longer than any wait below
 print("go", flush=True)
 while True:
     for by in (0.8, 0.9):
@@ -196,6 +197,7 @@ def test_killed_at_any_moment_there_is_a_whole_copy_or_none(tmp_path: Path) -> N
     for by in (0.8, 0.9):
         scale(plain, tmp_path / f"at-{by}", by)
         wanted[by] = weights_of(tmp_path / f"at-{by}")
+    left = set()
     for kill in range(16):
         child = subprocess.Popen(
             [sys.executable, "-c", LOOP, str(plain), str(cooled)], cwd=ROOT,
@@ -207,11 +209,13 @@ def test_killed_at_any_moment_there_is_a_whole_copy_or_none(tmp_path: Path) -> N
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
+        left |= {f.name for f in tmp_path.iterdir()} - {"plain", "cooled"}
         if cooled.exists():  # as its record's digest says, then
             assert same(weights_of(cooled), wanted[recorded(cooled)])
         scale(plain, cooled, 0.8)
         assert same(weights_of(cooled), wanted[recorded(cooled)])
         assert recorded(cooled) == 0.8
+    assert ".cooled.staging" in left, "no kill came while a copy was being made"
 
 
 @pytest.mark.parametrize(
