@@ -12,8 +12,8 @@ since vLLM's V1 runner drafts greedily, without a word, under any other rule. At
 many requests with prompts of `--context` random tokens generate together; steps are timed once all
 are past their prompt. A step is everything between two results of the engine (median of blocks of
 ten: a kernel compiled on the way is no step's cost) and timed again where fewer requests took
-longer than more; drafting is the time of the drafter's work on
-the device (events around it); verifying is the rest.
+longer than more; drafting is the time of the drafter's work on the device (events around it);
+verifying is the rest.
 
 $BENCH_TURN names a lock file that other work on the device holds (flock -s) while it must not be
 measured beside. `--at-once K` lets K engines start side by side; only one is measured at a time.
@@ -31,13 +31,12 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.break_even import StepCost
 from benchmarks.random_body import (
     LAYERS,
     VOCABULARY,
@@ -45,67 +44,13 @@ from benchmarks.random_body import (
     write_body,
     write_drafter,
 )
+from benchmarks.serving_costs import Engine, costs, disturbed, speculation
 from benchmarks.train_step import turn
 
 RESULTS = Path(__file__).parent / "results"
 WARM, STEPS, BLOCK = 12, 60, 10
-ATTEMPTS, TOLERANCE = 3, 1.05
+ATTEMPTS = 3
 ENGINES = ("0", "1", "2", "3", "4", "6", "4:probabilistic", "0::auto", "4::auto")
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One configuration of vLLM.
-
-    Args:
-        n: drafted tokens a step; 0 = no speculation.
-        drafting: draft_sample_method.
-        kv: --kv-cache-dtype.
-    """
-
-    n: int
-    drafting: str = "greedy"
-    kv: str = "fp8"
-
-    @classmethod
-    def parse(cls, text: str) -> Engine:
-        """`n[:drafting[:kv]]`; an empty part means its default."""
-        n, drafting, kv = [*text.split(":"), "", ""][:3]
-        if (
-            not n.isdecimal()
-            or text.count(":") > 2
-            or drafting not in ("", "greedy", "probabilistic")
-        ):
-            raise typer.BadParameter(
-                f"--engine {text}: expected n[:greedy|probabilistic[:KV type]], such as 4 or "
-                "4:probabilistic:auto."
-            )
-        return cls(int(n), drafting or cls.drafting, kv or cls.kv)
-
-    @property
-    def name(self) -> str:
-        how = f", {self.drafting}" if self.n else ""
-        return f"n = {self.n}{how}, {self.kv} KV"
-
-
-def speculation(engine: Engine, drafter: Path, acceptance: float) -> dict[str, Any] | None:
-    """vLLM's speculative config; None for n = 0. Acceptance 0: the usual rejection sampling.
-
-    Probabilistic drafts have the usual one at any acceptance: vLLM's V1 runner (of Gemma 4's) keeps
-    the drafter's distribution under no other (`GPUModelRunner`, vLLM 0.26 to 0.32).
-    """
-    if engine.n == 0:
-        return None
-    config: dict[str, Any] = {
-        "method": "eagle3", "model": str(drafter), "num_speculative_tokens": engine.n,
-        "draft_sample_method": engine.drafting, "draft_load_config": {"load_format": "dummy"},
-    }  # fmt: skip
-    if acceptance and engine.drafting == "greedy":
-        config |= {
-            "rejection_sample_method": "synthetic",
-            "synthetic_acceptance_rates": [acceptance ** (k + 1) for k in range(engine.n)],
-        }
-    return config
 
 
 class Drafting:
@@ -312,60 +257,6 @@ def time_steps(
         # Few distinct tokens would mean few experts, and too cheap a pass.
         "distinct_tokens_share": round(distinct / max(1, sum(map(len, seen.values()))), 3),
     }
-
-
-def disturbed(engines: list[dict[str, Any]]) -> set[tuple[Engine, int]]:
-    """Engines and concurrencies at which verifying took longer than with as much or more to verify.
-
-    The work only grows with drafted tokens and with requests, so something else held these up.
-    """
-    cells = [
-        (Engine(**found["engine"]), row["concurrency"], row["step_s"] - row["draft_s"])
-        for found in engines
-        for row in found.get("rows", ())
-    ]
-    return {
-        (engine, requests)
-        for engine, requests, verify_s in cells
-        if any(
-            verify_s > TOLERANCE * least
-            for other, more, least in cells
-            if other.kv == engine.kv and other.n >= engine.n and more >= requests
-            if (other.n, more) != (engine.n, requests)
-        )
-    }
-
-
-def costs(engines: list[dict[str, Any]], acceptance: float) -> list[dict[str, Any]]:
-    """Break-even rows: each engine with n > 0 beside the one without speculation of its KV type.
-
-    Rows that something else held up (`disturbed`) are no costs and left out.
-    """
-    held_up = disturbed(engines)
-    steps = {
-        (Engine(**found["engine"]), row["concurrency"]): row
-        for found in engines
-        for row in found.get("rows", ())
-    }
-    base = {
-        (engine.kv, requests): row["step_s"]
-        for (engine, requests), row in steps.items()
-        if engine.n == 0 and (engine, requests) not in held_up
-    }
-    made = []
-    for (engine, requests), row in steps.items():
-        plain = base.get((engine.kv, requests))
-        if engine.n == 0 or plain is None or (engine, requests) in held_up:
-            continue
-        verify = row["step_s"] - row["draft_s"]
-        synthetic = acceptance and engine.drafting == "greedy"
-        how = f"vLLM's synthetic acceptance {acceptance:g}" if synthetic else "real acceptance"
-        cost = StepCost(
-            engine.n, requests, plain, verify, row["draft_s"],
-            f"random weights, {how}", f"{engine.drafting}, {engine.kv} KV",
-        )  # fmt: skip
-        made.append(cost.to_json())
-    return made
 
 
 def done_before(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:

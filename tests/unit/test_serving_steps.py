@@ -10,7 +10,8 @@ import pytest
 import typer
 
 from benchmarks.random_body import write_body, write_drafter
-from benchmarks.serving_steps import Engine, costs, disturbed, done_before, speculation
+from benchmarks.serving_costs import Engine, costs, disturbed, speculation
+from benchmarks.serving_steps import done_before
 
 
 def timed(n: int, kv: str, step_s: float, draft_s: float = 0.0, c: int = 1) -> dict[str, Any]:
