@@ -67,6 +67,24 @@ class GuardedProcess:
             self._guard.wait()
 
 
+def pool_environment() -> dict[str, str]:
+    """The environment of a `WarmPool`, which every server that it forks starts with.
+
+    Without production's key: what a server has of its own says that (`spec.environment`), and the
+    pool may outlive the moment at which the key was set.
+    """
+    paths = [str(HOME), os.environ.get("PYTHONPATH", "")]
+    return {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"} | {
+        "OMP_NUM_THREADS": "1",
+        # Arrow's allocator starts a thread of its own otherwise.
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
+        "TORCH_COMPILE_DISABLE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+
+
 class WarmPool:
     """Owns one `pool_main` process. Servers that it forks start in seconds; Linux and CPU only.
 
@@ -83,23 +101,13 @@ class WarmPool:
         self._requests = 0
         log.parent.mkdir(parents=True, exist_ok=True)
         run = ["-m", "speculators_patches", "run", "--only", "vllm_cpu_sampling"]
-        paths = [str(HOME), os.environ.get("PYTHONPATH", "")]
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, *run, "--module", "recipes.vllm.pool_main", "--", str(log)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=os.environ
-                | {
-                    "OMP_NUM_THREADS": "1",
-                    # Arrow's allocator starts a thread of its own otherwise.
-                    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-                    "TORCH_COMPILE_DISABLE": "1",
-                    "VLLM_NO_USAGE_STATS": "1",
-                    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-                    "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-                },
+                env=pool_environment(),
                 start_new_session=True,
             )
         threading.Thread(target=self._listen, name="warm-pool", daemon=True).start()

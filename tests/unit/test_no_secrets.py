@@ -17,6 +17,7 @@ from recipes.config import ConfigError, resolve
 from recipes.gemma4_abliterated import app
 from recipes.vllm import probes
 from recipes.vllm.errors import ServerError
+from recipes.vllm.process import pool_environment
 from recipes.vllm.spec import Installed, ServerSpec, environment
 
 SECRET = "s3cret"
@@ -145,6 +146,15 @@ def test_servers_of_stages_are_asked_without_the_key_of_production(monkeypatch) 
     assert environment(ServerSpec("one", "model"), vllm)["VLLM_API_KEY"] == ""
     monkeypatch.delenv("VLLM_API_KEY")
     assert "VLLM_API_KEY" not in environment(ServerSpec("one", "model"), vllm)
+
+
+def test_the_pool_that_servers_are_forked_from_has_no_key_either(monkeypatch) -> None:
+    """It may have been started while one was set, and fork when none is."""
+    monkeypatch.setenv("VLLM_API_KEY", SECRET)
+    monkeypatch.setenv("ANOTHER", "kept")
+    found = pool_environment()
+    assert "VLLM_API_KEY" not in found
+    assert found["ANOTHER"] == "kept"
 
 
 def test_a_users_server_that_wants_a_key_is_said_to() -> None:
