@@ -151,7 +151,10 @@ class Producer:
         probe = [prompt[0]] * len(prompt)
         problem = self.has_no_room(prompt, folder) or self.problem(probe, discard)
         now = time.monotonic()
-        since = now if self._since is None else self._since
+        since = self._since  # read once: the event loop's thread may take it away meanwhile
+        if since is None:
+            # Another request's answer was under way when this one failed: the wait begins with it.
+            since = self._since = now
         # Whatever it answers to the probe: it is samples that have not come for so long.
         if now - since >= self.wait_s:
             self.gone = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from speculators_patches import producer
+from speculators_patches.extraction_servers import Servers
 from speculators_patches.producer import Gone, Producer
 
 asked: list[int] = []
@@ -63,6 +66,31 @@ def test_a_server_that_answers_all_but_the_samples_is_not_waited_for_without_end
     with pytest.raises(Gone, match=r"no hidden states from .*: it failed\. Mend that"):
         again_and_again()
     assert one.gone
+
+
+@pytest.mark.parametrize("news", ["an answer under way", "a sample at fault"])
+def test_an_answer_that_comes_in_after_the_failure_does_not_make_the_wait_endless(
+    news: str,
+) -> None:
+    """Requests that share a server: one was answered before it died, and is looked at after."""
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        address = f"http://127.0.0.1:{port.getsockname()[1]}"
+
+    async def extraction() -> None:
+        servers = Servers([address], 0.5)
+        (dead,) = servers.all
+        waiting = asyncio.create_task(
+            servers.away(dead, 0, "it failed", [1, 2, 3], None, lambda _: None)
+        )
+        await asyncio.sleep(0.1)
+        if news == "a sample at fault":
+            dead.producer.not_to_blame()
+        else:
+            dead.producer.answered({})
+        await asyncio.wait_for(waiting, 30)
+
+    with pytest.raises(Gone, match="nothing accepts connections there"):
+        asyncio.run(extraction())
 
 
 def test_a_server_that_extracts_nothing_is_not_the_producer(
