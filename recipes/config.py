@@ -100,8 +100,8 @@ class Recipe:
     )
     deterministic: bool = _setting(
         False,
-        "on a GPU: a run that was resumed is the uninterrupted one to the last bit, at a "
-        "price in speed that is not known yet; false: up to rounding",
+        "on a GPU: asks for kernels that sum in one order, so that a resumed run can be the "
+        "uninterrupted one to the last bit; not run on a GPU yet, its price in speed not known",
     )
     hidden_states: Literal["online", "offline"] = _setting(
         "online", "online: generated while training, deleted after use; offline: extracted first"

@@ -187,8 +187,8 @@ def notes(recipe: Recipe, run_dir: Path, preset: str) -> Iterator[str]:
     yield f"loss implementation: {choice} ({why})"
     if accelerator and not recipe.deterministic:
         yield (
-            "resuming: from the exact state, to the last bit the run without the stop only with "
-            "--set deterministic=true (a GPU's sums differ in order from run to run)"
+            "resuming: from the exact state; as a GPU's sums differ in order from run to run, not "
+            "to the last bit the run without the stop: that is what --set deterministic=true is for"
         )
     yield f"optimizer: {recipe.optimizer}, passed explicitly (upstream's default is muon since 0.7)"
     yield "token frequencies: asked for (upstream skips them by default since 0.9)"

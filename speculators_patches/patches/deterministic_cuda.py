@@ -3,7 +3,7 @@
 Upstream's flag sets two options of cuDNN, whose kernels the drafter does not use. What it does use
 may differ from run to run all the same: inductor picks the tiles of its reductions by timing them,
 operations add with atomics, and cuBLAS may take another workspace. So a run that was stopped and
-resumed is the uninterrupted one only up to rounding, although its checkpoint was exact (on an H100
+resumed is not the uninterrupted one to the last bit, although its checkpoint was exact (on an H100
 the losses of two runs of one command differed in the fifth digit after 12 steps).
 
 With this patch the flag also turns on `torch.use_deterministic_algorithms`, which since torch 2.10
