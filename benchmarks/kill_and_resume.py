@@ -6,15 +6,17 @@
 Makes a verifier folder (config, embedding, head, norm) and prepared data with cached hidden states
 from which the next token can be learnt, at Gemma 4 26B-A4B's dimensions. Then two runs of the same
 command, `python -m speculators_patches run --module speculators.train`, side by side: one is left
-alone, the other is sent SIGKILL (its whole process group) `--kills` times, each time at a random
-moment while a checkpoint is being written, and started again. Compared: every file of the last
-exact checkpoint (weights, moments, schedules, generators) by SHA-256. `--fresh-compiler-cache`
-starts every process with an empty compiler cache, as after a reboot; `--no-deterministic` leaves
-out `--deterministic-cuda`, without which a GPU rounds differently from run to run.
+alone, the other is sent SIGKILL (all its processes) `--kills` times, each time at a random moment
+while a checkpoint is being written, and started again. Compared: every file of the last exact
+checkpoint (weights, moments, schedules, generators) by SHA-256. `--trainers 2` trains with two
+ranks under torchrun (DDP; NCCL on GPUs), as the recipe does. `--fresh-compiler-cache` starts every
+process with an empty compiler cache, as after a reboot; `--no-deterministic` leaves out
+`--deterministic-cuda`, without which a GPU rounds differently from run to run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -32,6 +34,9 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.real_size import Size
+from recipes.config import resolve
+from recipes.spread import torchrun
+from recipes.vllm import processes
 
 RESULTS = Path(__file__).parent / "results"
 LAYERS, DOCUMENT = 30, 1024
@@ -104,29 +109,43 @@ def data(folder: Path, body: Path, size: Size, samples: int) -> Path:
     return folder
 
 
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL for it and all below it at once: torchrun gives each of its ranks another group."""
+    if process.poll() is None:
+        for pid in processes.tree(process.pid):  # parents first: none starts another
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    process.wait(60)
+
+
 class Run:
     """One training command and its save path.
 
     Args:
         flags: upstream's and ours, after the usual ones.
         fresh_cache: an empty compiler cache for every process.
+        trainers: ranks; more than one under torchrun.
     """
 
-    def __init__(self, work: Path, name: str, flags: list[str], fresh_cache: bool) -> None:
+    def __init__(
+        self, work: Path, name: str, flags: list[str], fresh_cache: bool, trainers: int
+    ) -> None:
         self.folder, self.out, self.fresh_cache = work / name, work / name / "out", fresh_cache
         self.folder.mkdir()
         self.log = self.folder / "log"
         self.kills: list[dict[str, Any]] = []
-        self.command = [
+        recipe, _ = resolve("h100", assignments=[f"trainers={trainers}", "max_restarts=0"])
+        self.variables = torchrun.environment(recipe)
+        self.command = torchrun.wrapped(recipe, [
             sys.executable, "-m", "speculators_patches", "run", "--module", "speculators.train",
             "--", "--verifier-name-or-path", str(work / "verifier"), "--data-path",
             str(work / "data"), "--save-path", str(self.out),
             "--log-dir", str(self.folder / "logs"),
             *flags,
-        ]  # fmt: skip
+        ])  # fmt: skip
 
     def start(self) -> subprocess.Popen[bytes]:
-        env = os.environ | {"PYTHONUNBUFFERED": "1"}
+        env = os.environ | self.variables | {"PYTHONUNBUFFERED": "1"}
         if self.fresh_cache:
             env["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=self.folder)
             env["TRITON_CACHE_DIR"] = tempfile.mkdtemp(dir=self.folder)
@@ -179,9 +198,7 @@ class Run:
             time.sleep(chance.random() * 0.5)
             writing = self.is_writing()
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(60)
+            kill_all(process)
         self.kills.append(
             {
                 "committed_step": self.step(),
@@ -218,6 +235,7 @@ def main(
     every: Annotated[int, typer.Option(min=1, help="Steps between exact checkpoints.")] = 20,
     loss: Annotated[str, typer.Option(help="--loss-implementation.")] = "eager",
     optimizer: Annotated[str, typer.Option(help="adamw or muon.")] = "adamw",
+    trainers: Annotated[int, typer.Option(min=1, help="Ranks, with a GPU each.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the moments of the kills.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds for each process.")] = 900,
     deterministic: Annotated[bool, typer.Option(help="--deterministic-cuda.")] = True,
@@ -251,8 +269,8 @@ def main(
     try:
         data(work / "data", verifier(work / "verifier", size), size, samples)
         made_s = time.monotonic() - began
-        alone = Run(work, "alone", flags, fresh_compiler_cache)
-        killed = Run(work, "killed", flags, fresh_compiler_cache)
+        alone = Run(work, "alone", flags, fresh_compiler_cache, trainers)
+        killed = Run(work, "killed", flags, fresh_compiler_cache, trainers)
         alone_s: list[float] = []
 
         def leave_alone(process: subprocess.Popen[bytes]) -> None:
@@ -272,8 +290,7 @@ def main(
             watching.join(timeout)
             alone.finish(first, 1)
         finally:
-            if first.poll() is None:
-                os.killpg(first.pid, signal.SIGKILL)
+            kill_all(first)
         one, other = alone.state(), killed.state()
         record = {
             "command": command_line("benchmarks.kill_and_resume"),
@@ -281,6 +298,7 @@ def main(
             "environment": describe(),
             "flags": [flag for flag in flags if not flag.startswith("/")],
             "size": {"divide": divide, "tokens": tokens, "samples": samples},
+            "trainers": trainers,
             "steps": alone.step(),
             "kills": killed.kills,
             "seconds": {

@@ -51,6 +51,7 @@ class Setting:
         optimizer: adamw or muon.
         patches: of this project, applied by name.
         divide: see `real_size.Size`.
+        deterministic: as upstream's --deterministic-cuda with the patch deterministic_cuda.
     """
 
     ttt: int
@@ -60,11 +61,13 @@ class Setting:
     optimizer: str = "adamw"
     patches: tuple[str, ...] = ()
     divide: int = 1
+    deterministic: bool = False
 
     @property
     def name(self) -> str:
         cap = "" if self.softcap is None else f", cap {self.softcap:g}"
         more = "".join(f" +{patch}" for patch in self.patches)
+        more += ", deterministic" if self.deterministic else ""
         return f"ttt {self.ttt}, {self.tokens} tokens, {self.loss}{cap}, {self.optimizer}{more}"
 
 
@@ -98,7 +101,11 @@ def measure(setting: Setting, lock: Path, steps: int, rates: dict[str, float]) -
         from speculators_patches import apply
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        apply(only=["cpu_training", "fused_loss_compiles", *setting.patches])
+        apply(only=["cpu_training", "deterministic_cuda", "fused_loss_compiles", *setting.patches])
+        if setting.deterministic:
+            from speculators.train import cli
+
+            cli.set_seed(0, deterministic=True)
         size = Size(setting.divide, setting.tokens)
         training = Training(
             size, device, optimizer=setting.optimizer, ttt_steps=setting.ttt, loss=setting.loss
@@ -227,6 +234,9 @@ def main(
         list[str] | None,
         typer.Option("--patch", help="Also each setting with these patches (a+b)."),
     ] = None,
+    deterministic: Annotated[
+        bool, typer.Option(help="Also each eager setting with deterministic kernels.")
+    ] = False,
     optimizer: Annotated[str, typer.Option(help="adamw or muon.")] = "adamw",
     divide: Annotated[int, typer.Option(help="Divide all widths by this (1: real size).")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Steps in each of 6 blocks.")] = 10,
@@ -260,6 +270,11 @@ def main(
             Setting(**asdict(s) | {"patches": tuple(names.split("+"))})
             for names in patches or ()
             for s in first
+        ),
+        *(
+            Setting(**asdict(s) | {"deterministic": True})
+            for s in first
+            if deterministic and s.loss == "eager"  # the fused one picks its tile by timing
         ),
     ]
     seen: dict[str, Any] = {"device": "cpu", "ceilings": {}}
