@@ -13,7 +13,9 @@ many requests with prompts of `--context` random tokens generate together; steps
 are past their prompt. A step is everything between two results of the engine (median of blocks of
 ten: a kernel compiled on the way is no step's cost) and timed again where fewer requests took
 longer than more; drafting is the time of the drafter's work on the device (events around it);
-verifying is the rest.
+verifying is the rest. `busy_s` is the device's own work in a step, drafting included, from a
+profile of ten more steps: where it is far below the step, the host is behind, and another host
+gives another step.
 
 $BENCH_TURN names a lock file that other work on the device holds (flock -s) while it must not be
 measured beside. `--at-once K` lets K engines start side by side; only one is measured at a time.
@@ -25,7 +27,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -45,57 +46,15 @@ from benchmarks.random_body import (
     write_drafter,
 )
 from benchmarks.serving_costs import Engine, costs, disturbed, speculation
+from benchmarks.serving_timing import Drafting, device_work, time_steps
 from benchmarks.train_step import turn
 
 RESULTS = Path(__file__).parent / "results"
-WARM, STEPS, BLOCK = 12, 60, 10
 ATTEMPTS = 3
 ENGINES = (
     *("0", "1", "2", "3", "4", "5", "6", "2:probabilistic", "4:probabilistic", "6:probabilistic"),
     *("0::auto", "4::auto", "4:probabilistic:auto"),
 )
-
-
-class Drafting:
-    """Times the drafter's work on the device, call by call."""
-
-    def __init__(self, runner: Any) -> None:
-        import torch
-
-        self._torch = torch
-        self._pairs: list[Any] = []
-        self._on_gpu = torch.cuda.is_available()
-        self.whose = next(
-            (name for name in ("drafter", "speculator") if getattr(runner, name, None)), None
-        )
-        if self.whose is not None:
-            owner = getattr(runner, self.whose)
-            self._propose = owner.propose
-            owner.propose = self._timed
-
-    def _timed(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._on_gpu:
-            began = time.perf_counter()
-            result = self._propose(*args, **kwargs)
-            self._pairs.append(time.perf_counter() - began)
-            return result
-        first, last = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        result = self._propose(*args, **kwargs)
-        last.record()
-        self._pairs.append((first, last))
-        return result
-
-    def take(self) -> list[float]:
-        """Seconds of each call since the last time."""
-        if self._on_gpu:
-            self._torch.cuda.synchronize()
-        found = [
-            pair if isinstance(pair, float) else pair[0].elapsed_time(pair[1]) / 1e3
-            for pair in self._pairs
-        ]
-        self._pairs.clear()
-        return found
 
 
 def start(order: dict[str, Any], engine: Engine) -> Any:
@@ -160,6 +119,9 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
                 )
             found = disturbed([{"engine": order["engine"], "rows": rows}])
             left = sorted(requests for _, requests in found)
+        if torch.cuda.is_available():  # after all that is timed: a profiler leaves traces
+            for row in rows:
+                row |= device_work(llm, engine, row["concurrency"], order)
         used = torch.cuda.mem_get_info() if torch.cuda.is_available() else None
     return {
         "engine": asdict(engine),
@@ -169,96 +131,6 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
         "drafter": drafting.whose if drafting else None,
         "device_bytes_used": used and used[1] - used[0],
         "rows": rows,
-    }
-
-
-def counters(llm: Any) -> dict[str, float]:
-    """vLLM's own counts, by name."""
-    return {
-        m.name: m.value for m in llm.get_metrics() if isinstance(getattr(m, "value", None), int)
-    }
-
-
-def time_steps(
-    llm: Any, drafting: Drafting | None, engine: Engine, concurrency: int, order: dict[str, Any]
-) -> dict[str, Any]:
-    """One row: seconds a step, of them drafting, and what the steps gave."""
-    import random
-
-    import torch
-    from vllm import SamplingParams
-
-    chance = random.Random(concurrency)
-    vocabulary = order["vocabulary"]
-    core = llm.llm_engine
-    for number in range(concurrency):
-        core.add_request(
-            f"{engine.n}-{concurrency}-{number}",
-            {
-                "prompt_token_ids": [
-                    chance.randrange(5, vocabulary) for _ in range(order["context"])
-                ]
-            },
-            SamplingParams(
-                temperature=order["temperature"], max_tokens=1000, ignore_eos=True, detokenize=False
-            ),
-        )
-    seen: dict[str, list[int]] = {}
-
-    def step() -> int:
-        outputs = core.step()
-        for one in outputs:
-            seen[one.request_id] = list(one.outputs[0].token_ids)
-        return len(outputs)
-
-    while len(seen) < concurrency:
-        step()
-    for _ in range(WARM):
-        step()
-    if drafting:
-        drafting.take()
-    before, tokens_before = counters(llm), sum(map(len, seen.values()))
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < STEPS:
-        if step():
-            now = time.perf_counter()
-            times.append(now - began)
-            began = now
-    blocks = [statistics.mean(times[k : k + BLOCK]) for k in range(0, STEPS, BLOCK)]
-    after = counters(llm)
-    drafted = drafting.take() if drafting else []
-    generated = sum(map(len, seen.values())) - tokens_before
-    distinct = len({t for tokens in seen.values() for t in tokens})
-    core.abort_request(list(seen))
-    while core.has_unfinished_requests():
-        core.step()
-
-    def grown(name: str) -> float:
-        return after.get(name, 0) - before.get(name, 0)
-
-    return {
-        "concurrency": concurrency,
-        "step_s": round(statistics.median(blocks), 6),
-        "step_mean_s": round(statistics.mean(times), 6),
-        "draft_s": round(statistics.median(drafted), 6) if drafted else 0.0,
-        "draft_calls": len(drafted),
-        "steps": STEPS,
-        "tokens": generated,
-        "tokens_a_step": round(generated / STEPS / concurrency, 3),
-        "accepted_a_draft": (
-            round(
-                grown("vllm:spec_decode_num_accepted_tokens")
-                / max(1, grown("vllm:spec_decode_num_drafts")),
-                3,
-            )
-            if engine.n
-            else None
-        ),
-        # Few distinct tokens would mean few experts, and too cheap a pass.
-        "distinct_tokens_share": round(distinct / max(1, sum(map(len, seen.values()))), 3),
     }
 
 

@@ -1,10 +1,11 @@
-"""Where a training step's time goes on a GPU: phases by events, kernels by kind."""
+"""Where a step's time goes on a GPU: phases of training by events, kernels by kind."""
 
 from __future__ import annotations
 
 import re
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ PHASES = ("forward", "backward", "clip", "optimizer")
 KINDS = (
     ("attention", r"flex_attention|flash|fmha|attention"),
     ("optimizer and clipping", r"multi_tensor_apply|foreach|[Aa]dam|lpnorm|newton"),
-    ("matrix products", r"gemm|nvjet|cutlass|cublas|xmma|triton_tem|splitK"),
+    ("matrix products", r"gemm|nvjet|cutlass|cublas|xmma|triton_tem|splitK|_scaled_mm"),
     ("loss and accuracy", r"loss_(for|back)ward_kernel|softmax|argmax|xlogy|tanh|ArgMax|nll"),
     ("copies between host and device", r"Memcpy (HtoD|DtoH)"),
     ("casts, copies, fills", r"Memcpy|Memset|copy_kernel|FillFunctor|_to_copy|CatArray"),
@@ -58,7 +59,17 @@ def phases(training: Training, batches: list[Any], steps: int) -> dict[str, floa
 
 
 def kernels(training: Training, batches: list[Any], steps: int = 3) -> dict[str, Any]:
-    """Seconds a step by kind of kernel, and the busiest kernels.
+    """Seconds a training step by kind of kernel, and the busiest kernels."""
+
+    def run() -> None:
+        for number in range(steps):
+            training.step(batches[number % len(batches)])
+
+    return device_time(run, steps)
+
+
+def device_time(run: Callable[[], None], steps: int) -> dict[str, Any]:
+    """What the GPU does while `run` makes so many steps: seconds a step by kind, and kernels.
 
     The profiler slows the host down, not the kernels: for how long the GPU had nothing to do is to
     be taken from the step's time without it.
@@ -67,9 +78,8 @@ def kernels(training: Training, batches: list[Any], steps: int = 3) -> dict[str,
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        for number in range(steps):
-            training.step(batches[number % len(batches)])
-        synchronise(training.device)
+        run()
+        synchronise("cuda")
     kinds: dict[str, float] = {}
     rows = []
     for event in seen.key_averages():

@@ -21,11 +21,12 @@ DRAFTER_BYTES = 1_855_768_160
 CHECKPOINT_BYTES = 2_250_000_000
 BODY_FP8_BYTES = 27e9
 VOCABULARY = 262_144
-# Measured on an H100 80GB with upstream 0.9.0, 4096 packed tokens, ttt_steps 3, eager loss, batches
-# already on the device (benchmarks/results/train_step_h100.json).
-H100_STEP_S = 0.048
+# Measured on an H100 80GB with upstream 0.9.0 and the patches quick_draft_masks and
+# accuracy_without_waiting, 4096 packed tokens, ttt_steps 3, eager loss, batches already on the
+# device (benchmarks/results/train_step_host_h100.json).
+H100_STEP_S = 0.041
 # What each position trained beyond the third adds to a step: ttt_steps 5 takes 1.67 of it, both at
-# 4096 and at 8192 tokens (the same file).
+# 4096 and at 8192 tokens, without those patches (benchmarks/results/train_step_h100.json).
 POSITION_SHARE = 0.33
 # One exact checkpoint: trained weights and two moments in float32 (benchmarks/checkpoint_stall.py).
 EXACT_CHECKPOINT_BYTES = 1_190_000_000

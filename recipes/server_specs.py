@@ -10,9 +10,12 @@ from typing import Any
 
 from recipes import kinds
 from recipes.config import ConfigError, Recipe
+from recipes.config_checks import requests_of
 from recipes.kinds import DrafterKind
 from recipes.vllm.mooncake import Store
 from recipes.vllm_server import ServerSpec
+
+_LEAST_AT_ONCE = 64
 
 
 def body_layers(recipe: Recipe) -> int:
@@ -54,8 +57,21 @@ def extraction_server(recipe: Recipe, folder: Path, name: str = "extraction") ->
         max_model_len=recipe.train_max_model_len or recipe.seq_len + 1,
         dtype=recipe.dtype,
         gpu_memory_utilization=recipe.train_vllm_share,
+        max_num_seqs=extracted_at_once(recipe),
         extra_args=recipe.vllm_extra,
     )
+
+
+def extracted_at_once(recipe: Recipe) -> int:
+    """The most requests that an extraction server may have at a time, generously.
+
+    Each DataLoader worker asks for one row, training's and validation's; beforehand it is 8 a
+    server. vLLM's default on a large GPU is 1024 and it tries at its start whether so many answers'
+    logits over the whole vocabulary fit beside the body: at Gemma 4's 262,144 tokens that is
+    1.1 GB for each of the sampler's copies. With 0.4 of an H100 it then does not start
+    (benchmarks/README.md, vLLM 0.26).
+    """
+    return max(_LEAST_AT_ONCE, 2 * requests_of(recipe) * recipe.trainers)
 
 
 def store_of(recipe: Recipe) -> Store | None:

@@ -9,7 +9,16 @@ the losses of two runs of one command differed in the fifth digit after 12 steps
 With this patch the flag also turns on `torch.use_deterministic_algorithms`, which since torch 2.10
 includes inductor's deterministic mode, and gives cuBLAS the fixed workspace that this needs, unless
 CUBLAS_WORKSPACE_CONFIG is set already. An operation without a deterministic kernel then raises, by
-name, instead of being different each time. Without the flag nothing changes.
+name, instead of being different each time.
+
+Which kernels a step runs must not depend on what the process computed before it, either. Each
+training-time-test position lengthens the keys, so dynamo compiles a function for the first length
+it meets and, at the second, once more for any length; from then on the general one may serve the
+first length too. The first step of a process therefore runs other kernels than every later one, and
+a run resumed at step 14 is not, at step 14, the run that went through it (seen on an H100: equal
+losses before the kill, another in the fifth digit three steps after resuming). So the flag also has
+dynamo compile for each length by itself, and not give up after eight of them. Without the flag
+nothing changes.
 """
 
 from __future__ import annotations
@@ -27,7 +36,8 @@ _SEED = "speculators.train.cli:set_seed"
 PATCH = Patch(
     name="deterministic_cuda",
     defect="`--deterministic-cuda` leaves the GPU free to choose its kernels by timing and to add "
-    "in any order: a resumed run is another run, by rounding.",
+    "in any order, and a process's first step runs other compiled code than its later ones: a "
+    "resumed run is another run, by rounding.",
     needed=SpecifierSet(">=0.8.1"),
     targets=(
         Target(
@@ -38,7 +48,8 @@ PATCH = Patch(
     ),
     upstream="no issue found",
     fixed_in=None,
-    remove_when="upstream's flag calls torch.use_deterministic_algorithms",
+    remove_when="upstream's flag calls torch.use_deterministic_algorithms, and which code a step "
+    "runs does not depend on the steps before it",
     proof="tests/faults/test_deterministic_cuda.py::test_the_flag_reaches_every_operation",
     tested=("0.8.1", "0.9.0"),
 )
@@ -51,7 +62,8 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 
     Args:
         seed: of Python's, NumPy's and torch's generators.
-        deterministic: also PyTorch's deterministic mode, for the rest of the process.
+        deterministic: also PyTorch's deterministic mode, and compiled code that does not depend on
+            which shapes came first, for the rest of the process.
     """
     _original(seed, deterministic)
     if deterministic:
@@ -59,6 +71,9 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS's first use
         torch.use_deterministic_algorithms(True)
+        dynamo = torch._dynamo.config
+        dynamo.automatic_dynamic_shapes = False
+        dynamo.recompile_limit = max(64, dynamo.recompile_limit)
 
 
 def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:

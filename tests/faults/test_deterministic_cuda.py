@@ -27,6 +27,38 @@ print(json.dumps({
     "workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"), "drawn": torch.rand(1).item(),
 }))
 """
+# The real drafter, compiled by a backend that notes which of its graphs run.
+STEPS = """
+import json, sys
+from speculators_patches import apply
+apply(only=["cpu_training", *sys.argv[1:]])
+import torch
+from benchmarks.real_size import Size, Training, batch
+from speculators.train.cli import set_seed
+set_seed(3, deterministic=True)
+graphs, ran = 0, []
+def noting(graph, examples):
+    global graphs
+    graphs += 1
+    number = graphs
+    def run(*arguments):
+        ran.append(number)
+        return graph.forward(*arguments)
+    return run
+training = Training(Size(16, 128), "cpu", ttt_steps=5)
+training.model.forward = torch.compile(training.model.forward, backend=noting)
+data = batch(training.size, training.model, 0, 2)
+steps = []
+for step in range(3):
+    ran.clear()
+    training.step(data)
+    steps.append(list(ran))
+    training.model.eval()
+    with torch.no_grad():
+        training.loss(data)  # a validation between steps
+    training.model.train()
+print(json.dumps(steps))
+"""
 LAID_OUT = Callable[[str], Path]
 
 
@@ -60,3 +92,16 @@ def test_a_workspace_that_was_chosen_stays_and_without_the_flag_nothing_changes(
     assert not plain["mode"]
     assert not plain["raised"]
     assert plain["workspace"] is None
+
+
+def test_a_process_first_step_runs_the_compiled_code_of_every_later_one(
+    laid_out: LAID_OUT,
+) -> None:
+    laid_out("0.9.0")
+    first, second, third = running.last_json(running.python("0.9.0", "-c", STEPS))
+    assert first != second == third  # what a resumed run repeats otherwise
+    first, second, third = running.last_json(
+        running.python("0.9.0", "-c", STEPS, "deterministic_cuda")
+    )
+    assert first == second == third
+    assert len(first) > 5

@@ -124,6 +124,22 @@ def test_through_mooncake_vllm_and_the_trainer_are_told_of_one_master(cpu: bool)
     assert after(argv, "--mooncake-global-segment-gib") == "0"
 
 
+@pytest.mark.parametrize(
+    ("settings", "at_once"),
+    [
+        ((), "64"), (("num_workers=0",), "64"), (("trainers=4", "producers=2"), "96"),
+        (("trainers=2", "num_workers=40"), "160"),
+    ],
+)  # fmt: skip
+def test_an_extraction_server_makes_room_for_the_requests_that_can_come(
+    settings: tuple[str, ...], at_once: str
+) -> None:
+    argv = command(
+        extraction_server(recipe(*settings), Path("/unused")), Installed(Version("0.32.0"), False)
+    )
+    assert after(argv, "--max-num-seqs") == at_once
+
+
 def test_the_plan_shows_the_master_and_every_producer(tmp_path: Path) -> None:
     found = recipe("transfer=mooncake", "producers=2")
     plan = {one.name: one for one in make_plan(found, RunFolder(tmp_path), "dgx-spark")}

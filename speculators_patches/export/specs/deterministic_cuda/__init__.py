@@ -18,16 +18,24 @@ SPEC = Spec(
                 with atomics, and cuBLAS may use another workspace. On an H100 two runs of one
                 command (EAGLE-3, flex attention, torch 2.11) had other losses in the fifth digit
                 within 12 steps. The flag is what one reaches for to tell a bug from noise.
+
+                Besides, the keys grow with each TTT step, so dynamo compiles the layer for the
+                first length, then once more for any, and the general code also serves the first
+                length from the second step on. The first step of a process thus runs other kernels
+                than each later one, and a resumed run differs from one that was not stopped.
                 """,
             fix="""
                 The flag also calls `torch.use_deterministic_algorithms(True)`, which from torch
                 2.10 on includes inductor's deterministic mode, and sets `CUBLAS_WORKSPACE_CONFIG`
-                to the value that this asks for unless it is set already.
+                to the value that this asks for unless it is set already. Dynamo compiles for each
+                length by itself (`automatic_dynamic_shapes` off, `recompile_limit` 64).
                 """,
             risk="""
-                Nothing changes without the flag. With it training is slower, and an operation that
-                has no deterministic kernel raises with its name. That a whole run on a GPU then
-                repeats itself, and what it costs, has not been measured yet. The fused losses are
+                Nothing changes without the flag. With it an operation that has no deterministic
+                kernel raises with its name (EAGLE-3 has none), and training is slower: with
+                deterministic kernels alone a step on an H100 took 64 instead of 51 ms. Inputs whose
+                length varies are compiled for each length. That a whole run on a GPU then repeats
+                itself has not been shown yet. The fused losses are
                 not covered: their Triton kernels choose their tile by timing whatever the mode.
                 """,
             reproduction="reproduce.py",

@@ -9,3 +9,8 @@ def algorithms():
     # cuBLAS reads this at its first use; 4096 KiB x 8 is PyTorch's own advice.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # A function compiled for one length and then for any runs other code in the
+    # first step of a process than in each later one; a resumed run would differ.
+    dynamo = torch._dynamo.config  # noqa: SLF001
+    dynamo.automatic_dynamic_shapes = False
+    dynamo.recompile_limit = max(64, dynamo.recompile_limit)
