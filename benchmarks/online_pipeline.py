@@ -17,7 +17,8 @@ half of each unmeasured, since workers have batches ready before the first is as
 Reported: tokens and conversations a second, the share of the time in which the step waited for a
 batch, and how far trainer and producer are from what either does alone. `foretold` is the model
 behind `plan`: the GPU's work for both takes turns, so a token costs what it costs either alone,
-added up. Rows have random tokens and the published run's mean length; prefix caching is off, since
+added up. A share at which vLLM does not start is recorded with its reason; logs lie beside the
+result. Rows have random tokens and the published run's mean length; prefix caching is off, since
 rows here are read again and again.
 """
 
@@ -170,7 +171,7 @@ def server(order: dict[str, Any], share: float, folder: Path) -> Iterator[str]:
         env={"VLLM_SERVER_DEV_MODE": "1"},  # for /collective_rpc
     )
     with (
-        ServerPool(folder / f"logs-{share}", lambda said: print(said, file=sys.stderr)) as pool,
+        ServerPool(order["logs"] / f"{share}", lambda said: print(said, file=sys.stderr)) as pool,
         pool.lease(spec) as ready,
     ):
         httpx.post(
@@ -245,6 +246,7 @@ def main(
 
     from benchmarks.real_size import Size
     from recipes.environment import command_line, describe
+    from recipes.vllm_server import ServerError
     from speculators_patches import apply
 
     apply(only=PATCHES)
@@ -270,14 +272,22 @@ def main(
             "body": str(body), "tokens": tokens, "hidden": size.hidden, "seconds": seconds,
             "workers": workers, "attention": attention,
             "lock": os.environ.get("BENCH_TURN", str(Path(work) / "turn")),
+            "logs": path.with_suffix(".logs"),
             "targets": TARGETS if layers == LAYERS else (2, layers // 2, layers - 3),
             "data": str(write_rows(Path(work) / "data", rows, length, size.draft_vocabulary)),
         }  # fmt: skip
         step = Step(tokens, divide)
         for one in share or (0.4, 0.7):
-            record["shares"].append(measure(order, one, Path(work), step))
+            try:
+                found = measure(order, one, Path(work), step)
+            except ServerError as error:  # another share may do
+                found = {"share": one, "error": error.sentence}
+                print(f"share {one}: {error}", file=sys.stderr)
+            record["shares"].append(found)
             path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written: {path}")
+    if any("error" in found for found in record["shares"]):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 pytest.importorskip("torch")
 
+from benchmarks import online_pipeline
 from benchmarks.online_pipeline import compared, timed
+from recipes.vllm_server import ServerError
 
 
 def arms(side: float, waited: tuple[float, float]) -> dict[str, dict[str, Any]]:
@@ -40,3 +45,27 @@ def test_a_step_longer_than_the_arm_is_measured_all_the_same() -> None:
     found = timed(lambda _: time.sleep(0.05), iter([batch] * 5), 0.01)
     assert found["steps"] == 1
     assert found["tokens_s"] > 0
+
+
+def test_a_share_at_which_vllm_does_not_start_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(_order: Any, share: float, *_: Any) -> dict[str, Any]:
+        if share < 0.5:
+            raise ServerError("vLLM server extraction did not start: too small.")
+        return {"share": share, "arms": {}}
+
+    monkeypatch.setattr(online_pipeline, "Step", lambda *_: None)
+    monkeypatch.setattr(online_pipeline, "measure", measured)
+    with pytest.raises(typer.Exit) as ended:
+        online_pipeline.main(
+            share=[0.4, 0.7], workers=1, seconds=1, tokens=64, rows=2, length=8, attention="",
+            divide=16, layers=8, fp8=False, out=tmp_path / "result.json",
+        )  # fmt: skip
+    assert ended.value.exit_code == 1
+    found = json.loads((tmp_path / "result.json").read_text())["shares"]
+    assert found == [
+        {"share": 0.4, "error": "vLLM server extraction did not start: too small."},
+        {"share": 0.7, "arms": {}},
+    ]
+    assert "share 0.4: vLLM server" in capsys.readouterr().err
