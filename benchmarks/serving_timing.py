@@ -175,4 +175,4 @@ def device_work(
                 done += load.step() > 0
 
         found = device_time(run, BLOCK)
-    return {name: found[name] for name in ("busy_s", "launches", "kinds_s")}
+    return {name: found[name] for name in ("busy_s", "launches", "kinds_s", "host")}

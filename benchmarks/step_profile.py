@@ -72,7 +72,8 @@ def device_time(run: Callable[[], None], steps: int) -> dict[str, Any]:
     """What the GPU does while `run` makes so many steps: seconds a step by kind, and kernels.
 
     The profiler slows the host down, not the kernels: for how long the GPU had nothing to do is to
-    be taken from the step's time without it.
+    be taken from the step's time without it. `host` is where the host's own time went, as far as
+    PyTorch and CUDA know (waiting for the GPU is cudaEventSynchronize, cudaStreamSynchronize...).
     """
     from torch.autograd import DeviceType  # type: ignore[attr-defined]
     from torch.profiler import ProfilerActivity, profile
@@ -81,14 +82,17 @@ def device_time(run: Callable[[], None], steps: int) -> dict[str, Any]:
         run()
         synchronise("cuda")
     kinds: dict[str, float] = {}
-    rows = []
+    rows, host = [], []
     for event in seen.key_averages():
+        if event.device_type == DeviceType.CPU:
+            host.append((event.self_cpu_time_total / 1e6 / steps, event.count / steps, event.key))
         if event.device_type != DeviceType.CUDA or event.is_user_annotation:
             continue
         seconds = event.self_device_time_total / 1e6 / steps
         kinds[kind_of(event.key)] = kinds.get(kind_of(event.key), 0.0) + seconds
         rows.append((seconds, event.count / steps, event.key))
     rows.sort(reverse=True)
+    host.sort(reverse=True)
     return {
         "kinds_s": {
             name: round(seconds, 5)
@@ -96,8 +100,10 @@ def device_time(run: Callable[[], None], steps: int) -> dict[str, Any]:
         },
         "busy_s": round(sum(kinds.values()), 5),
         "launches": round(sum(row[1] for row in rows)),
-        "kernels": [
-            {"s": round(seconds, 6), "calls": round(calls, 1), "name": name[:160]}
-            for seconds, calls, name in rows[:40]
-        ],
+        "kernels": [_row(*row) for row in rows[:40]],
+        "host": [_row(*row) for row in host[:10]],
     }
+
+
+def _row(seconds: float, calls: float, name: str) -> dict[str, Any]:
+    return {"s": round(seconds, 6), "calls": round(calls, 1), "name": name[:160]}
