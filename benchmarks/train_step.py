@@ -263,17 +263,18 @@ def main(
         next(setting for setting in first if setting.loss == kind)
         for kind in dict.fromkeys(setting.loss for setting in first)
     ]
+    patched = [
+        Setting(**asdict(s) | {"patches": tuple(names.split("+"))})
+        for names in patches or ()
+        for s in first
+    ]
     settings = [
         *first,
         *(Setting(**asdict(s) | {"softcap": cap}) for cap in softcap or () for s in smallest),
-        *(
-            Setting(**asdict(s) | {"patches": tuple(names.split("+"))})
-            for names in patches or ()
-            for s in first
-        ),
+        *patched,
         *(
             Setting(**asdict(s) | {"deterministic": True})
-            for s in first
+            for s in (*first, *patched)
             if deterministic and s.loss == "eager"  # the fused one picks its tile by timing
         ),
     ]
