@@ -17,8 +17,10 @@ it meets and, at the second, once more for any length; from then on the general 
 first length too. The first step of a process therefore runs other kernels than every later one, and
 a run resumed at step 14 is not, at step 14, the run that went through it (seen on an H100: equal
 losses before the kill, another in the fifth digit three steps after resuming). So the flag also has
-dynamo compile for each length by itself, and not give up after eight of them. Without the flag
-nothing changes.
+dynamo compile for each length by itself, and not give up after eight of them. P-EAGLE draws another
+number of positions at each step: it would be compiled at each step and, after 64, not at all, so it
+is left as upstream has it, and its first step still runs other code. Without the flag nothing
+changes.
 """
 
 from __future__ import annotations
@@ -74,6 +76,18 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
         dynamo = torch._dynamo.config
         dynamo.automatic_dynamic_shapes = False
         dynamo.recompile_limit = max(64, dynamo.recompile_limit)
+        _leave_out_peagle()
+
+
+def _leave_out_peagle() -> None:
+    """P-EAGLE's steps, each of another length, are compiled for any length as before."""
+    import torch
+    from speculators.models.peagle.core import PEagleDraftModel as Drafter
+
+    if not hasattr(Drafter.forward, "_any_length"):  # seeds may be set again
+        forward = torch._dynamo.config.patch(automatic_dynamic_shapes=True)(Drafter.forward)
+        forward._any_length = True
+        Drafter.forward = forward
 
 
 def replacements(originals: Mapping[str, Any]) -> Mapping[str, object]:

@@ -183,7 +183,7 @@ def setup_trainer(self: Any) -> None:
     Of a run without them the newest complete epoch folder is taken; a torn one is passed over.
     """
     from speculators_patches.checkpointing import names, reading
-    from speculators_patches.step_checkpoints import epoch_folder
+    from speculators_patches.step_checkpoints import buckets, epoch_folder
 
     checkpointer = self.checkpointer
     save_path: Path = checkpointer.path
@@ -207,6 +207,7 @@ def setup_trainer(self: Any) -> None:
         if newest is not None:
             _warn_of_taking_over(checkpointer.prev_path)
     _setup_trainer(self)
+    buckets.keep_the_first(self)  # the drafter is wrapped next
 
 
 def _seen_by_rank_0(trainer: Any, look: Callable[[], Any]) -> Any:
@@ -240,9 +241,10 @@ def _start_at(checkpointer: Any, epoch: int | None) -> None:
 
 def setup_optimizer(self: Any) -> None:
     """Upstream's, the last part of the set-up; then what was saved is put back."""
-    from speculators_patches.step_checkpoints import epoch_folder
+    from speculators_patches.step_checkpoints import buckets, epoch_folder
     from speculators_patches.step_checkpoints.run import Run
 
+    buckets.as_upstream()
     _setup_optimizer(self)
     _check_save_best(self)
     try:

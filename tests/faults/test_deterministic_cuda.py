@@ -59,6 +59,25 @@ for step in range(3):
     training.model.train()
 print(json.dumps(steps))
 """
+# P-EAGLE draws another number of positions at each step.
+LENGTHS = """
+import json
+from speculators_patches import apply
+apply(only=["deterministic_cuda"])
+import torch
+from speculators.models.peagle.core import PEagleDraftModel
+from speculators.train.cli import set_seed
+made = []
+def noting(graph, examples):
+    made.append(graph)
+    return graph.forward
+PEagleDraftModel.forward = torch.compile(lambda self, keys: keys.sum(), backend=noting)
+for _ in range(2):
+    set_seed(3, deterministic=True)
+for length in range(2, 90):
+    PEagleDraftModel.forward(None, torch.zeros(length))
+print(json.dumps(len(made)))
+"""
 LAID_OUT = Callable[[str], Path]
 
 
@@ -105,3 +124,9 @@ def test_a_process_first_step_runs_the_compiled_code_of_every_later_one(
     )
     assert first == second == third
     assert len(first) > 5
+
+
+@pytest.mark.parametrize("version", ["0.8.1", "0.9.0"])
+def test_p_eagle_is_not_compiled_at_each_step(version: str, laid_out: LAID_OUT) -> None:
+    laid_out(version)
+    assert running.last_json(running.python(version, "-c", LENGTHS)) == 2

@@ -31,6 +31,24 @@ def test_two_ranks_agree_on_the_best(tmp_path: Path) -> None:
         assert one.checkpoints()[0].tags[-1] == "final"
 
 
+def test_three_ranks_add_in_one_order_before_and_after_a_kill(tmp_path: Path) -> None:
+    """DDP fills its buckets anew after a process's first step, which orders sums of three."""
+    work = prepare(tmp_path)
+    more = ("--epochs", "1", "--train-data-ratio", "0.8")  # each rank has something to validate
+    alone = Training(work, tmp_path / "alone", *FLAGS, "100", *more, ranks=3)
+    assert alone.finish() == 0, alone.said()[-3000:]
+
+    one = Training(work, tmp_path / "run", *FLAGS, "2", *more, ranks=3)
+    process = one.start(SLOW_S="0.2")
+    try:
+        wait_for(lambda: one.trained() >= 3, process)
+    finally:
+        stop(process)
+    assert one.checkpoints()
+    assert one.finish() == 0, one.said()[-3000:]
+    assert one.state() == alone.state()
+
+
 @pytest.mark.parametrize(
     "wrapper", [(), pytest.param(("--fsdp-shard",), marks=pytest.mark.nightly)]
 )

@@ -28,13 +28,15 @@ SPEC = Spec(
                 The flag also calls `torch.use_deterministic_algorithms(True)`, which from torch
                 2.10 on includes inductor's deterministic mode, and sets `CUBLAS_WORKSPACE_CONFIG`
                 to the value that this asks for unless it is set already. Dynamo compiles for each
-                length by itself (`automatic_dynamic_shapes` off, `recompile_limit` 64).
+                length by itself (`automatic_dynamic_shapes` off, `recompile_limit` 64), except for
+                P-EAGLE, whose length is another one at each step.
                 """,
             risk="""
                 Nothing changes without the flag. With it an operation that has no deterministic
                 kernel raises with its name (EAGLE-3 has none), and training is slower: with
                 deterministic kernels alone a step on an H100 took 64 instead of 51 ms. Inputs whose
-                length varies are compiled for each length. That a whole run on a GPU then repeats
+                length varies are compiled for each length; P-EAGLE's are not, and its first step
+                after a resume still runs other code. That a whole run on a GPU then repeats
                 itself has not been shown yet. The fused losses are
                 not covered: their Triton kernels choose their tile by timing whatever the mode.
                 """,

@@ -14,3 +14,8 @@ def algorithms():
     dynamo = torch._dynamo.config  # noqa: SLF001
     dynamo.automatic_dynamic_shapes = False
     dynamo.recompile_limit = max(64, dynamo.recompile_limit)
+    # P-EAGLE's steps, each of another length, stay compiled for any of them.
+    from speculators.models.peagle.core import PEagleDraftModel  # noqa: PLC0415
+
+    any_length = dynamo.patch(automatic_dynamic_shapes=True)
+    PEagleDraftModel.forward = any_length(PEagleDraftModel.forward)  # type: ignore[method-assign]
