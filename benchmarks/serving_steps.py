@@ -120,8 +120,11 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
             found = disturbed([{"engine": order["engine"], "rows": rows}])
             left = sorted(requests for _, requests in found)
         if torch.cuda.is_available():  # after all that is timed: a profiler leaves traces
-            for row in rows:
-                row |= device_work(llm, engine, row["concurrency"], order)
+            try:
+                for row in rows:
+                    row |= device_work(llm, engine, row["concurrency"], order)
+            except Exception as error:  # noqa: BLE001 - what was timed is not lost for it
+                row["profile_error"] = f"{type(error).__name__}: {error}"
         used = torch.cuda.mem_get_info() if torch.cuda.is_available() else None
     return {
         "engine": asdict(engine),
@@ -235,13 +238,19 @@ def main(
 
         started = [pool.submit(run, engine) for engine in engines]
         for done in as_completed(started):
+            if done.cancelled():
+                continue
             keep(done.result())
-            if all("error" in found for found in record["engines"]):
+            if len(record["engines"]) == at_once and all(
+                "error" in found for found in record["engines"]
+            ):
                 for one in started:
                     one.cancel()  # what stops the first stops them all, and each start is dear
-                print("\n".join(record["engines"][-1]["error"]), file=sys.stderr)
-                raise typer.Exit(1)
     print(f"written: {path}")
+    failed = [found for found in record["engines"] if "error" in found]
+    if failed:
+        print("\n".join(failed[-1]["error"]), file=sys.stderr)
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -175,4 +175,6 @@ def device_work(
                 done += load.step() > 0
 
         found = device_time(run, BLOCK)
+    if not found["launches"]:
+        return {"profile_error": "the profiler saw no work on the device"}
     return {name: found[name] for name in ("busy_s", "launches", "kinds_s", "host")}

@@ -101,9 +101,10 @@ class Recipe:
     deterministic: bool = _setting(
         False,
         "on a GPU: asks for kernels that sum in one order and do not depend on earlier steps, so "
-        "that a resumed run can be the uninterrupted one to the last bit; steps take about 1.26 of "
-        "the time on an H100, and that it is the same run has not been shown on a GPU yet; with "
-        "drafter_kind=peagle it is not, as the first step after a resume runs other code",
+        "that a resumed run can be the uninterrupted one to the last bit; deterministic "
+        "kernels alone made an H100's step 1.26 times as long; that it is the same run has not "
+        "been shown on a GPU yet; with drafter_kind=peagle it is not, as the first step after a "
+        "resume runs other code",
     )
     hidden_states: Literal["online", "offline"] = _setting(
         "online", "online: generated while training, deleted after use; offline: extracted first"

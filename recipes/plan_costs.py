@@ -23,7 +23,8 @@ BODY_FP8_BYTES = 27e9
 VOCABULARY = 262_144
 # Measured on an H100 80GB with upstream 0.9.0 and the patches quick_draft_masks and
 # accuracy_without_waiting, 4096 packed tokens, ttt_steps 3, eager loss, batches already on the
-# device (benchmarks/results/train_step_host_h100.json).
+# device (benchmarks/results/train_step_host_h100.json). What the trainer's other patches (its
+# checks for finite values, its own counts) add to a step is not in it: at least so long.
 H100_STEP_S = 0.041
 # What each position trained beyond the third adds to a step: ttt_steps 5 takes 1.67 of it, both at
 # 4096 and at 8192 tokens, without those patches (benchmarks/results/train_step_h100.json).

@@ -63,13 +63,13 @@ def extraction_server(recipe: Recipe, folder: Path, name: str = "extraction") ->
 
 
 def extracted_at_once(recipe: Recipe) -> int:
-    """The most requests that an extraction server may have at a time, generously.
+    """How many requests an extraction server computes together; vLLM queues any beyond.
 
     Each DataLoader worker asks for one row, training's and validation's; beforehand it is 8 a
-    server. vLLM's default on a large GPU is 1024 and it tries at its start whether so many answers'
-    logits over the whole vocabulary fit beside the body: at Gemma 4's 262,144 tokens that is
-    1.1 GB for each of the sampler's copies. With 0.4 of an H100 it then does not start
-    (benchmarks/README.md, vLLM 0.26).
+    server, and more come only where servers fail. vLLM's default on a large GPU is 1024, and it
+    tries at its start whether so many answers' logits over the whole vocabulary fit beside the
+    body: at Gemma 4's 262,144 tokens that is 1.1 GB for each of the sampler's copies. With 0.4 of
+    an H100 it then does not start (benchmarks/README.md, vLLM 0.26).
     """
     return max(_LEAST_AT_ONCE, 2 * requests_of(recipe) * recipe.trainers)
 

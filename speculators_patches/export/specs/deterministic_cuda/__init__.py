@@ -53,7 +53,7 @@ SPEC = Spec(
                 )
             },
             tests={"tests/unit/train/test_deterministic_cuda.py": "test_deterministic_cuda.py"},
-            differs="the same two settings, made after upstream's function",
+            differs="the same settings, made after upstream's function",
         ),
     ),
 )
