@@ -17,6 +17,8 @@ from tests.compat.probes.silent_server import SilentServer
 
 PATIENCE_S = 300  # only bounds a test that fails
 
+GUARDS = ("Request aborted", "Hidden-state round trip failed")
+
 
 @contextmanager
 def waiting_run(
@@ -62,7 +64,8 @@ def test_unpatched_a_signal_is_taken_for_a_failed_request(
     with waiting_run(version, tmp_path) as (run, server, log):
         run.send_signal(signal.SIGINT)
         wait_for(lambda: server.prompts > 1, run, log)
-        assert "Request aborted" in log.read_text()
+        # Which of upstream's guards took it depends on where in the request it arrived.
+        assert any(guard in log.read_text() for guard in GUARDS)
 
 
 @pytest.mark.parametrize("version", ["0.8.1", "0.9.0"])
@@ -77,6 +80,6 @@ def test_a_signal_ends_a_run_that_waits_for_vllm(
         assert server.prompts == 1, "it asked again"
         text = log.read_text()
         assert f"Received {sent.name}" in text
-        assert "Request aborted" not in text
+        assert not any(guard in text for guard in GUARDS)
         assert "returned from run_training" in text
         assert (tmp_path / "out" / "interrupted" / "model.safetensors").is_file()
