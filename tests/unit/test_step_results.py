@@ -44,3 +44,13 @@ def test_what_deterministic_kernels_cost() -> None:
 def test_what_is_worth_it_is_applied_unasked() -> None:
     default = {patch.name for patch in patches.table().values() if patch.default}
     assert default.issuperset(QUICK)
+
+
+def test_where_a_run_with_deterministic_kernels_left_the_one_that_was_not_killed() -> None:
+    found = json.loads((RESULTS / "kill_and_resume_deterministic_h100.json").read_text())
+    assert not found["bitwise_equal"]
+    alone = dict(found["losses_logged"]["left_alone"])
+    killed = found["losses_logged"]["killed"]
+    first = next(step for step, loss in killed if loss != alone[step])
+    assert (first, alone[first], dict(killed)[first]) == (17, 29.067, 29.066)
+    assert found["kills"][0]["committed_step"] == 14
