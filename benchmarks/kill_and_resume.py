@@ -219,10 +219,11 @@ class Run:
             if name.startswith("rank-")
         }
 
-    def losses(self) -> tuple[float, float] | None:
-        """First and last training loss in the log, if it says them."""
-        found = re.findall(r"train/loss=([0-9.]+)", self.log.read_text(errors="replace"))
-        return (float(found[0]), float(found[-1])) if found else None
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, training loss) as logged; a step that was repeated is there again."""
+        pairs = re.compile(r"train/loss=([0-9.e+-]+).*?global_step=(\d+)", re.DOTALL)
+        found = pairs.findall(self.log.read_text(errors="replace"))
+        return [(int(step), float(loss)) for loss, step in found]
 
 
 def main(
@@ -306,11 +307,13 @@ def main(
                 "left_alone": round(alone_s[0], 1),
                 "killed_and_resumed": round(killed_s, 1),
             },
-            "losses_left_alone": alone.losses(),
+            "losses_left_alone": [loss for _, loss in (*alone.losses()[:1], *alone.losses()[-1:])],
             "files_compared": len(one),
             "bitwise_equal": one == other and alone.step() == killed.step(),
             "unequal": sorted(name for name in one if one[name] != other.get(name)),
         }
+        if not record["bitwise_equal"]:  # where did they part?
+            record["losses_logged"] = {"left_alone": alone.losses(), "killed": killed.losses()}
     finally:
         shutil.rmtree(work, ignore_errors=True)
     path = out or RESULTS / f"kill_and_resume_{device}.json"

@@ -51,6 +51,7 @@ from benchmarks.train_step import turn
 
 RESULTS = Path(__file__).parent / "results"
 ATTEMPTS = 3
+NEEDED_BYTES = 36 * 2**30  # of the device, for the start of one engine at real size
 ENGINES = (
     *("0", "1", "2", "3", "4", "5", "6", "2:probabilistic", "4:probabilistic", "6:probabilistic"),
     *("0::auto", "4::auto", "4:probabilistic:auto"),
@@ -74,8 +75,11 @@ def start(order: dict[str, Any], engine: Engine) -> Any:
         # The cache has its own size; the share is only what must be free at the start, and other
         # engines may be there already.
         options = {
-            "kv_cache_memory_bytes": int(order["kv_gb"] * 1e9), "gpu_memory_utilization": 0.45,
-        }  # fmt: skip
+            "kv_cache_memory_bytes": int(order["kv_gb"] * 1e9),
+            "gpu_memory_utilization": round(
+                min(0.9, NEEDED_BYTES / torch.cuda.mem_get_info()[1]), 3
+            ),
+        }
         if order["attention"]:
             options["attention_backend"] = order["attention"]
     else:
@@ -211,7 +215,16 @@ def main(
             "concurrency": concurrency or [1, 2, 4, 8, 16], "vocabulary": VOCABULARY // divide,
         }  # fmt: skip
 
-        def run(engine: Engine) -> dict[str, Any]:
+        well: list[bool] = []  # of the engines that have ended
+
+        def run(engine: Engine) -> dict[str, Any] | None:
+            if len(well) >= at_once and not any(well):
+                return None  # what stops the first stops them all, and each start is dear
+            found = measured(engine)
+            well.append("error" not in found)
+            return found
+
+        def measured(engine: Engine) -> dict[str, Any]:
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.serving_steps", "--child",
                  json.dumps(order | {"engine": asdict(engine)})],
@@ -238,17 +251,10 @@ def main(
 
         started = [pool.submit(run, engine) for engine in engines]
         for done in as_completed(started):
-            if done.cancelled():
-                continue
-            keep(done.result())
-            if len(record["engines"]) == at_once and all(
-                "error" in found for found in record["engines"]
-            ):
-                for one in started:
-                    one.cancel()  # what stops the first stops them all, and each start is dear
+            if (found := done.result()) is not None:
+                keep(found)
     print(f"written: {path}")
-    failed = [found for found in record["engines"] if "error" in found]
-    if failed:
+    if failed := [found for found in record["engines"] if "error" in found]:
         print("\n".join(failed[-1]["error"]), file=sys.stderr)
         raise typer.Exit(1)
 

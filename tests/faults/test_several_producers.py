@@ -22,7 +22,10 @@ def test_work_goes_to_who_is_free_and_a_dead_one_costs_nothing(
             env={"TMPDIR": str(tmp_path)},
         )
     )  # fmt: skip
-    assert unpatched.startswith("unavailable True")
+    # It takes the list for one address: all after its first comma is a path of the first server.
+    assert unpatched["found"].startswith("unavailable True"), unpatched
+    asked = unpatched["urls"].partition("/v1")[2]
+    assert unpatched["paths"] == [[f"/v1{asked}/models"], []], unpatched
     eight = found.pop("eight")
     assert eight["three die"] == {"found": "sample", "asked": 4, "died": 3}
     assert eight["it kills"]["found"].startswith("unavailable True False ")

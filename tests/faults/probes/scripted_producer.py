@@ -42,6 +42,7 @@ class ScriptedProducer:
             nothing or "": an answer. drop, 400, 500, missing, torn, nan, silent (no answer for a
             minute), slow (an answer at once, its file, locked, after SLOW_S).
         asked: the prompts it got, short ones of a canary included.
+        paths: of all requests, those it does not serve included.
         imposter: something else answers at its address.
         plain: what answers is vLLM, and was not started to extract hidden states.
     """
@@ -50,6 +51,7 @@ class ScriptedProducer:
         self.folder, self.model = folder, model
         self.plan: dict[tuple[int, ...], list[str]] = {}
         self.asked: list[tuple[int, ...]] = []
+        self.paths: list[str] = []
         self.imposter = self.plain = False
         self._number = itertools.count()
         self._stops: dict[tuple[int, ...], float | None] = {}
@@ -107,6 +109,7 @@ class ScriptedProducer:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def _get(self, to: BaseHTTPRequestHandler) -> None:
+        self.paths.append(to.path)
         if self.imposter:
             reply(to, 200, "<html>another program</html>")
         elif to.path == "/v1/models":
@@ -115,6 +118,7 @@ class ScriptedProducer:
             reply(to, 200 if to.path == "/health" else 404, "")
 
     def _post(self, to: BaseHTTPRequestHandler) -> None:
+        self.paths.append(to.path)
         body = json.loads(to.rfile.read(int(to.headers["Content-Length"])))
         if self.imposter or to.path != "/v1/completions":
             reply(to, 404, "not here")

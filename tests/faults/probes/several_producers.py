@@ -144,20 +144,23 @@ def play_eight(folder: Path) -> dict[str, Any]:
     return answer
 
 
-def unpatched(folder: Path) -> str:
-    """Upstream's data set told of two."""
+def unpatched(folder: Path) -> dict[str, Any]:
+    """Upstream's data set told of two: what came of its sample, and where it asked for it."""
     from datasets import Dataset
     from speculators.train.data import ArrowDataset
 
     prompt = tiny.sample(0)["input_ids"].tolist()
     rows = [{"input_ids": prompt, "loss_mask": [1] * len(prompt), "seq_len": len(prompt)}]
     Dataset.from_list(rows).with_format("torch").save_to_disk(str(folder / "data"))
-    urls = ",".join(ScriptedProducer(folder).url for _ in range(2))
+    servers = [ScriptedProducer(folder) for _ in range(2)]
+    urls = ",".join(server.url for server in servers)
     dataset = ArrowDataset(
         tiny.TOKENS, folder / "data", vllm_endpoint=urls, max_retries=0,
         generation_validation_retries=0,
     )  # fmt: skip
-    return show(dataset, 0, tuple(prompt))
+    found = show(dataset, 0, tuple(prompt))
+    code = ArrowDataset._setup_client.__code__.co_filename
+    return {"found": found, "urls": urls, "paths": [one.paths for one in servers], "code": code}
 
 
 def main() -> None:

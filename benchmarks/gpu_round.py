@@ -1,0 +1,225 @@
+"""The measurements of a GPU in this folder, in one go: one queue for all GPUs of the machine.
+
+    python -m benchmarks.gpu_round --out DIR --dry-run      # what would run
+    python -m benchmarks.gpu_round --out DIR
+    python -m benchmarks.gpu_round --out DIR "kill_and_resume --kills 1" "train_step --ttt 3"
+
+A command is a module of this folder with its options. Each has a GPU and an equal part of the cores
+for itself; its result is DIR/<module>[_N].json, what it says DIR/<module>[_N].log, and how each
+ended DIR/round.json. One that fails stops no other. Run again, with the same DIR, only what has not
+ended well is run, and `serving_steps` keeps the engines that it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recipes.run_folder import write_atomically
+from recipes.vllm import processes
+
+FOLDER = Path(__file__).parent
+# The longest first: beside it the others fit on a second GPU.
+COMMANDS = (
+    "serving_steps --at-once 2",
+    "kill_and_resume --kills 1 --samples 60 --epochs 8 --every 10",
+    "online_pipeline --attention TRITON_ATTN",
+    "train_step --softcap 30",
+    "train_step --ttt 3 --tokens 4096 --loss eager --deterministic "
+    "--patch quick_draft_masks+accuracy_without_waiting",
+    "checkpoint_stall --before 10",
+    "resume_drift",
+    "resume_drift --optimizer muon",
+    "ttt_cost --ttt 3 4 5",
+)
+STOP_S = 30.0  # for a command to end after an interrupt
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command: `name` is of its files."""
+
+    name: str
+    words: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return shlex.join(self.words)
+
+
+def jobs(commands: tuple[str, ...]) -> list[Job]:
+    """The commands with a name each.
+
+    Raises:
+        typer.BadParameter: one names no module of this folder, or says where its result goes.
+    """
+    found: list[Job] = []
+    for text in commands:
+        words = tuple(shlex.split(text))
+        if not words or not (FOLDER / f"{words[0]}.py").is_file():
+            known = ", ".join(dict.fromkeys(command.split()[0] for command in COMMANDS))
+            raise typer.BadParameter(f"{text!r} names no benchmark; these measure a GPU: {known}")
+        if any(word.partition("=")[0] == "--out" for word in words):
+            raise typer.BadParameter(f"{text!r}: results go into the round's own --out")
+        same = sum(job.words[0] == words[0] for job in found)
+        found.append(Job(words[0] if not same else f"{words[0]}_{same + 1}", words))
+    return found
+
+
+class Round:
+    """Runs jobs, one at a time on each device.
+
+    Args:
+        out: the folder of results.
+        gpus: their indices; empty: one queue, and no GPU.
+    """
+
+    def __init__(self, out: Path, gpus: list[int]) -> None:
+        self.out, self._record = out, out / "round.json"
+        self._devices: list[int | None] = [*gpus] or [None]
+        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._running: list[subprocess.Popen[bytes]] = []
+        self.ended: dict[str, dict[str, Any]] = {}
+        if self._record.is_file():
+            self.ended = json.loads(self._record.read_text())
+
+    def left(self, wanted: list[Job]) -> list[Job]:
+        """What has not ended well yet."""
+        return [
+            job for job in wanted
+            if (self.ended.get(job.name, {}).get("command"), self._code(job)) != (job.text, 0)
+        ]  # fmt: skip
+
+    def _code(self, job: Job) -> int | None:
+        there = (self.out / f"{job.name}.json").is_file()
+        return self.ended.get(job.name, {}).get("exit_code") if there else None
+
+    def run(self, wanted: list[Job]) -> bool:
+        """Runs what is left; True if all has ended well."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        for job in self.left(wanted):
+            waiting.put(job)
+        threads = [
+            threading.Thread(target=self._serve, args=(place, waiting), daemon=True)
+            for place in range(len(self._devices))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                while thread.is_alive():
+                    thread.join(0.5)
+        except KeyboardInterrupt:
+            self._end_all()
+            raise
+        return not self.left(wanted)
+
+    def _serve(self, place: int, waiting: queue.SimpleQueue[Job]) -> None:
+        device, among = self._devices[place], len(self._devices)
+        cores = sorted(os.sched_getaffinity(0))
+        mine = cores[place::among]
+        if len(cores) >= among:
+            os.sched_setaffinity(0, mine)  # of this thread, and of what it starts
+        while not self._stop.is_set():
+            try:
+                job = waiting.get_nowait()
+            except queue.Empty:
+                return
+            self._one(job, device, len(mine))
+
+    def _one(self, job: Job, device: int | None, cores: int) -> None:
+        where = "the CPU" if device is None else f"GPU {device}"
+        print(f"{job.text}: started on {where}, {cores} cores", flush=True)
+        began = time.monotonic()
+        env = {"BENCH_TURN": str(self.out / f"turn.{0 if device is None else device}")}
+        if device is not None:
+            env["CUDA_VISIBLE_DEVICES"] = str(device)
+        result = self.out / f"{job.name}.json"
+        with (self.out / f"{job.name}.log").open("ab") as log:
+            with self._lock:
+                if self._stop.is_set():
+                    return
+                process = subprocess.Popen(
+                    [sys.executable, "-m", f"benchmarks.{job.words[0]}", *job.words[1:],
+                     "--out", str(result)],
+                    env=os.environ | env, stdin=subprocess.DEVNULL, stdout=log,
+                    stderr=subprocess.STDOUT, cwd=FOLDER.parent, start_new_session=True,
+                )  # fmt: skip
+                self._running.append(process)
+            code = process.wait()
+        if self._stop.is_set():
+            return  # neither well nor badly: it is run again
+        seconds = round(time.monotonic() - began, 1)
+        with self._lock:
+            self._running.remove(process)
+            self.ended[job.name] = {
+                "command": job.text, "device": where, "seconds": seconds, "exit_code": code,
+            }  # fmt: skip
+            write_atomically(self._record, json.dumps(self.ended, indent=1) + "\n")
+        said = "done" if code == 0 else f"failed (exit code {code}; see {job.name}.log)"
+        print(f"{job.text}: {said} after {seconds:.0f} s", flush=True)
+
+    def _end_all(self) -> None:
+        """An interrupt, then SIGKILL for each and all that it started."""
+        self._stop.set()
+        with self._lock:
+            running = list(self._running)
+        trees = {process.pid: processes.tree(process.pid) for process in running}
+        for process in running:
+            processes.send(signal.SIGINT, [process.pid])
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)
+            left = [pid for pid in trees[process.pid] if pid in processes.tree(pid)]
+            processes.send(signal.SIGKILL, [*processes.tree(process.pid), *left])
+
+
+def main(
+    commands: Annotated[
+        list[str] | None, typer.Argument(help="Benchmarks with their options [all].")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder of results.")] = Path("gpu_round"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
+) -> None:
+    """Measures the GPUs of this machine."""
+    import torch
+
+    wanted = jobs(tuple(commands) if commands else COMMANDS)
+    gpus = list(range(torch.cuda.device_count()))
+    if not gpus and not commands:
+        raise SystemExit(
+            "no GPU here (torch sees none), and these are measurements of real sizes; in small, "
+            'on a CPU, one by one: python -m benchmarks.gpu_round "COMMAND --divide 16 ..."'
+        )
+    turns = Round(out.resolve(), gpus)
+    if dry_run:
+        left = turns.left(wanted)
+        for job in wanted:
+            print(f"{'to run' if job in left else 'done'}: python -m benchmarks.{job.text}")
+        print(f"on: {', '.join(f'GPU {gpu}' for gpu in gpus) or 'the CPU'}")
+        return
+    try:
+        well = turns.run(wanted)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with what is left", file=sys.stderr)
+        raise SystemExit(130) from None
+    if not well:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

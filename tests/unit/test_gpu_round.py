@@ -1,0 +1,151 @@
+"""A round of measurements: each has a device for itself, none is lost, none is made twice."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from benchmarks import gpu_round
+from recipes.vllm import processes
+
+ROOT = Path(__file__).resolve().parents[2]
+# Stands where a benchmark does: notes its environment and times, and ends as it is told.
+_MEASURES = """
+import json, os, sys, time
+began = time.time()
+time.sleep(float(sys.argv[1]))
+if sys.argv[2] != "well" and not os.path.exists(sys.argv[2]):
+    sys.exit("it failed")
+names = ("CUDA_VISIBLE_DEVICES", "BENCH_TURN")
+record = {name: os.environ.get(name) for name in names}
+record |= {"cores": sorted(os.sched_getaffinity(0)), "began": began, "ended": time.time()}
+open(sys.argv[sys.argv.index("--out") + 1], "w").write(json.dumps(record))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    found = tmp_path / "benchmarks"
+    found.mkdir()
+    (found / "one.py").write_text(_MEASURES)
+    monkeypatch.setattr(gpu_round, "FOLDER", found)
+    return found
+
+
+def test_every_command_of_a_round_is_one_that_its_benchmark_takes() -> None:
+    for job in gpu_round.jobs(gpu_round.COMMANDS):
+        main = importlib.import_module(f"benchmarks.{job.words[0]}").main
+        if job.words[0] != "ttt_cost":  # argparse
+            app = typer.Typer()
+            app.command()(main)
+            typer.main.get_command(app).make_context(job.name, [*job.words[1:], "--out", "x"])
+    names = [job.name for job in gpu_round.jobs(gpu_round.COMMANDS)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("", "names no benchmark"), ("nothing --x", "names no benchmark"),
+                       ("one 0 well --out x", "own --out"), ("one --out=x", "own --out")],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_before_anything_does(
+    text: str, says: str, folder: Path
+) -> None:
+    with pytest.raises(typer.BadParameter, match=says):
+        gpu_round.jobs((text,))
+
+
+def test_each_device_has_one_at_a_time_and_the_cores_are_divided(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    wanted = gpu_round.jobs(("one 0.3 well",) * 5)
+    assert gpu_round.Round(out, [0, 3]).run(wanted)
+    records = [json.loads((out / f"{job.name}.json").read_text()) for job in wanted]
+    assert {record["CUDA_VISIBLE_DEVICES"] for record in records} == {"0", "3"}
+    for device in ("0", "3"):
+        mine = [one for one in records if one["CUDA_VISIBLE_DEVICES"] == device]
+        assert {one["BENCH_TURN"] for one in mine} == {str(out / f"turn.{device}")}
+        times = sorted((one["began"], one["ended"]) for one in mine)
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(times))
+    both = {tuple(record["cores"]) for record in records}
+    if len(os.sched_getaffinity(0)) > 1:
+        one, other = both
+        assert not set(one) & set(other)
+        assert set(one) | set(other) == os.sched_getaffinity(0)
+
+
+def test_one_that_fails_stops_no_other_and_alone_is_run_again(folder: Path, tmp_path: Path) -> None:
+    out, mended = tmp_path / "out", tmp_path / "mended"
+    wanted = gpu_round.jobs(("one 0 well", f"one 0 {mended}", "one 0 well"))
+    assert not gpu_round.Round(out, []).run(wanted)
+    assert "it failed" in (out / "one_2.log").read_text()
+    ended = json.loads((out / "round.json").read_text())
+    assert [ended[name]["exit_code"] for name in ("one", "one_2", "one_3")] == [0, 1, 0]
+    assert [job.name for job in gpu_round.Round(out, []).left(wanted)] == ["one_2"]
+    before = (out / "one.json").read_text()
+    mended.touch()
+    assert gpu_round.Round(out, []).run(wanted)
+    assert (out / "one.json").read_text() == before
+    # Another command under the same name, or a result that was moved away, is to be run.
+    assert gpu_round.Round(out, []).left(gpu_round.jobs(("one 1 well",)))
+    (out / "one_3.json").unlink()
+    assert [job.name for job in gpu_round.Round(out, []).left(wanted)] == ["one_3"]
+
+
+def test_interrupted_it_ends_what_it_started_and_goes_on_later(tmp_path: Path) -> None:
+    # A real benchmark, which compiles when the signal comes, with processes of its own.
+    command = "train_step --divide 16 --ttt 3 --tokens 128 --loss eager --steps 1"
+    out = tmp_path / "out"
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.gpu_round", "--out", str(out), command],
+            cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+    try:
+        marks: list[int] = []
+        until = time.monotonic() + 120
+        while len(marks) < 2 and time.monotonic() < until:  # the benchmark and its child
+            time.sleep(0.2)
+            marks = processes_with(str(out / "train_step.json"))
+            marks += processes_with('"divide": 16')
+        assert len(marks) >= 2
+        process.send_signal(signal.SIGINT)
+        assert process.wait(90) == 130
+    finally:
+        process.kill()
+    until = time.monotonic() + 10
+    while any(map(processes.tree, marks)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert [pid for pid in marks if processes.tree(pid)] == []
+    assert "goes on with what is left" in (tmp_path / "said").read_text()
+    again = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_round", "--out", str(out), "--dry-run", command],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert f"to run: python -m benchmarks.{command}" in again.stdout
+
+
+def processes_with(text: str) -> list[int]:
+    """Those with `text` in their command line, but for the round's own."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if text in line and "gpu_round" not in line:
+                found.append(int(entry.name))
+    return found
