@@ -26,6 +26,8 @@ VOCABULARY = 262_144
 # device (benchmarks/results/train_step_host_h100.json). What the trainer's other patches (its
 # checks for finite values, its own counts) add to a step is not in it: at least so long.
 H100_STEP_S = 0.041
+# What deterministic kernels make of it, measured without those patches (the same file).
+DETERMINISTIC_FACTOR = 1.26
 # What each position trained beyond the third adds to a step: ttt_steps 5 takes 1.67 of it, both at
 # 4096 and at 8192 tokens, without those patches (benchmarks/results/train_step_h100.json).
 POSITION_SHARE = 0.33
@@ -94,6 +96,11 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
         yield (
             f"time: at least {hours:.1f} h of training steps ({step_s:.3f} s for 4096 tokens at "
             f"ttt_steps={recipe.ttt_steps} on an H100 80GB); what extraction adds is not measured"
+        )
+    if recipe.deterministic:
+        yield (
+            f"time: deterministic=true makes the trainer's part {DETERMINISTIC_FACTOR} times as "
+            "long (upstream's own step on an H100 at ttt_steps 3); the times above are without it"
         )
     memory = 121e9 if preset == "dgx-spark" else 80e9
     trainer = (

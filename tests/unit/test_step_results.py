@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recipes.plan_costs import H100_STEP_S
+from recipes.plan_costs import DETERMINISTIC_FACTOR, H100_STEP_S
 from speculators_patches import patches
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -38,7 +38,7 @@ def test_what_deterministic_kernels_cost() -> None:
     found = settings()
     kernels, upstream = found[("deterministic",)], found[()]
     ratio = kernels["step_s"]["median"] / upstream["step_s"]["median"]
-    assert ratio == pytest.approx(1.26, abs=0.005)
+    assert ratio == pytest.approx(DETERMINISTIC_FACTOR, abs=0.005)
 
 
 def test_what_is_worth_it_is_applied_unasked() -> None:
