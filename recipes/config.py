@@ -106,6 +106,11 @@ class Recipe:
         "been shown on a GPU yet; with drafter_kind=peagle it is not, as the first step after a "
         "resume runs other code",
     )
+    log_every: int = _setting(
+        10,
+        "every so many training steps are logged; in those upstream waits for the GPU at each "
+        "phase, to time it (its own default is 1)",
+    )
     hidden_states: Literal["online", "offline"] = _setting(
         "online", "online: generated while training, deleted after use; offline: extracted first"
     )

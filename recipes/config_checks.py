@@ -77,6 +77,7 @@ _AT_LEAST = {
     "draft_vocab_size": 1, "checkpoint_every_minutes": 0, "checkpoint_every_steps": 1,
     "checkpoint_keep": 1, "checkpoint_keep_every": 1, "num_workers": 0, "max_retries": 0,
     "regenerate_error_share": 0, "serve_port": 0, "minimum_valid_tokens": 0, "bench_blocks": 1,
+    "log_every": 1,
     "bench_prompts_each": 1, "calibrate_prompts": 1, "body_layers": 1, "producer_wait_minutes": 0,
     "trainers": 1, "producers": 1, "host_gpus": 1, "max_restarts": 0, "rendezvous_port": 1,
     "producer_port": 1, "mooncake_port": 1,

@@ -31,6 +31,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "ttt_steps": 4,
         "mask_token_id": 3,  # <unk>, which no text holds
         "num_workers": 0,
+        "log_every": 1,
         "dtype": "float32",
         # bfloat16 is emulated on most CPUs: a step took 1.9 s of it, most of that in the backward.
         "hidden_states_dtype": "float32",

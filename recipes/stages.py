@@ -7,6 +7,7 @@ from, and is a no-op when that has not changed.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -254,16 +255,8 @@ def _training_progress(log: Path, offset: int) -> tuple[int, int | None]:
             tail = f.read().decode("utf-8", errors="replace")
     except OSError:
         return 0, None
-    epoch, step = 0, None
-    for part in tail.split("'epoch': ")[1:]:
-        number = part.split(",")[0].strip(" }\n")
-        if number.isdigit():
-            epoch = int(number)
-    for part in tail.split("'global_step': ")[1:]:
-        number = part.split(",")[0].strip(" }\n")
-        if number.isdigit():
-            step = int(number)
-    return epoch, step
+    epochs, steps = re.findall(r"\bepoch=(\d+)", tail), re.findall(r"\bglobal_step=(\d+)", tail)
+    return int(epochs[-1]) if epochs else 0, int(steps[-1]) if steps else None
 
 
 def _validation(drafter: Path) -> dict[str, Any]:

@@ -232,6 +232,7 @@ def train(
         "--seed", str(recipe.seed),
         "--hidden-states-dtype", recipe.hidden_states_dtype,
         "--loss-implementation", loss_implementation(recipe, accelerator)[0],
+        "--log-freq", str(recipe.log_every),
     ]  # fmt: skip
     if recipe.deterministic:  # whole with the patch deterministic_cuda
         arguments += ["--deterministic-cuda"]

@@ -11,6 +11,8 @@ from speculators_patches.export.spec import Step
 
 # First and second, as slugs.
 SAME_LINES = (
+    ("accumulators-on-device", "mask-unsayable"),
+    ("accumulators-on-device", "val-expected-acceptance"),
     ("ttt-accuracy-denominators", "mask-unsayable"),
     ("val-expected-acceptance", "mask-unsayable"),
     ("guard-cached-samples", "several-vllm-endpoints"),

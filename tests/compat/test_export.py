@@ -356,6 +356,7 @@ PARITY = {
     "several-vllm-endpoints": "costs_no_sample or one_address or failure_as_before",
     "extend-draft-mask": "",
     "accuracy-without-sync": "",
+    "accumulators-on-device": "",
     "deterministic-cuda": "",
     "wait-for-mooncake-master": "not once and not interrupted",
 }

@@ -70,6 +70,7 @@ DIRECTLY: dict[str, tuple[Any, str]] = {
     "num_workers": (2, ""),
     "loss_implementation": ("eager", ""),
     "deterministic": (True, ""),
+    "log_every": (5, ""),
     "hidden_states": ("offline", "train"),
     "request_timeout": (9.0, ""),
     "max_retries": (1, ""),

@@ -159,6 +159,7 @@ def test_settings_survive_the_command_line(values):
         ("prompts=/nope.jsonl", "does not exist"),
         ("serve_port=99999", "is not a port"),
         ("checkpoint_keep=0", "must be at least 1"),
+        ("log_every=0", "log_every=0 must be at least 1"),
         ("x=1", "there is no setting 'x'"),
         ("sample=1", "Did you mean samples"),
     ],

@@ -1,0 +1,53 @@
+"""A function whose source has an expression replaced: the same function but for that."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Callable
+
+import pytest
+
+from speculators_patches.rewrite import rewritten
+
+CALLS: list[str] = []
+
+
+def noted(function: Callable[..., int]) -> Callable[..., int]:
+    @functools.wraps(function)
+    def call(*arguments: int) -> int:
+        CALLS.append(function.__qualname__)
+        return function(*arguments)
+
+    return call
+
+
+class Owner:
+    @noted
+    def method(self, number: int) -> int:
+        # The line of the division is asked for below.
+        return 10 // number + 1
+
+
+def test_what_is_replaced_is_what_runs_behind_the_same_decorators() -> None:
+    made = rewritten(Owner.method, {"10 // number": "12 // number"})
+    CALLS.clear()
+    assert (made(Owner(), 3), Owner().method(3)) == (5, 4)
+    assert CALLS[1] == made.__qualname__ == "Owner.method"
+    assert len(CALLS) == 2
+
+
+def test_a_traceback_names_the_line_of_the_source() -> None:
+    places = []
+    for function in (Owner.method, rewritten(Owner.method, {"+ 1": "+ 2"})):
+        with pytest.raises(ZeroDivisionError) as caught:
+            function(Owner(), 0)
+        last = traceback.extract_tb(caught.tb)[-1]
+        places.append((last.filename, last.lineno))
+    assert places[0] == places[1]
+
+
+@pytest.mark.parametrize(("old", "times"), [("11 // number", 0), ("number", 2)])
+def test_another_source_than_the_one_that_is_known_is_refused(old: str, times: int) -> None:
+    with pytest.raises(ValueError, match=f"has `{old}` {times} times, not once"):
+        rewritten(Owner.method, {old: "x"})
