@@ -37,9 +37,11 @@ COMMANDS = (
     "serving_steps --at-once 2",
     "kill_and_resume --kills 1 --samples 60 --epochs 8 --every 10",
     "online_pipeline --attention TRITON_ATTN",
+    "trainer_rate",
     "train_step --softcap 30",
     "train_step --ttt 3 --tokens 4096 --loss eager --deterministic "
-    "--patch quick_draft_masks+accuracy_without_waiting",
+    "--patch quick_draft_masks+accuracy_without_waiting "
+    "--patch quick_draft_masks+accuracy_without_waiting+accumulators_on_device",
     "checkpoint_stall --before 10",
     "resume_drift",
     "resume_drift --optimizer muon",

@@ -75,8 +75,12 @@ def verifier(folder: Path, size: Size) -> Path:
     return folder
 
 
-def data(folder: Path, body: Path, size: Size, samples: int) -> Path:
-    """Prepared rows with cached hidden states, as `real_size.batch` makes them, and frequencies."""
+def data(folder: Path, body: Path, size: Size, samples: int, times: int = 1) -> Path:
+    """Prepared rows with cached hidden states, as `real_size.batch` makes them, and frequencies.
+
+    Args:
+        times: how often each sample is there; the others are further names of the first's file.
+    """
     import torch
     from datasets import Dataset
     from safetensors import safe_open
@@ -104,9 +108,23 @@ def data(folder: Path, body: Path, size: Size, samples: int) -> Path:
             "input_ids": ids[:length].tolist(), "loss_mask": [0] * 8 + [1] * (length - 8),
             "seq_len": length,
         })  # fmt: skip
-    Dataset.from_list(rows).with_format("torch").save_to_disk(str(folder))
+    for index in range(samples, samples * times):
+        os.link(states / f"hs_{index % samples}.safetensors", states / f"hs_{index}.safetensors")
+    Dataset.from_list(rows * times).with_format("torch").save_to_disk(str(folder))
     torch.save(dict.fromkeys(range(size.draft_vocabulary), 1), folder / "token_freq.pt")
     return folder
+
+
+def training_flags(size: Size, device: str, ttt_steps: int, loss: str) -> list[str]:
+    """Upstream's flags for the real drafter on what `data` made, but for length and optimizer."""
+    on_cpu = ["--draft-attn-impl", "sdpa", "--hidden-states-dtype", "float32"]
+    return [
+        "--speculator-type", "eagle3", "--target-layer-ids", "2", "15", "27",
+        "--draft-vocab-size", str(size.draft_vocabulary), "--mask-token-id", "0",
+        "--total-seq-len", str(size.tokens), "--on-missing", "raise",
+        "--ttt-steps", str(ttt_steps), "--lr", "1e-4", "--scheduler-type", "cosine",
+        "--seed", "42", "--loss-implementation", loss, *(on_cpu if device == "cpu" else []),
+    ]  # fmt: skip
 
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:
@@ -254,16 +272,10 @@ def main(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = Size(divide, tokens)
     flags = [
-        "--speculator-type", "eagle3", "--target-layer-ids", "2", "15", "27",
-        "--draft-vocab-size", str(size.draft_vocabulary), "--mask-token-id", "0",
-        "--total-seq-len", str(tokens),
-        "--on-missing", "raise", "--ttt-steps", str(ttt), "--epochs", str(epochs),
-        "--optimizer", optimizer, "--lr", "1e-4", "--scheduler-type", "cosine", "--seed", "42",
-        "--loss-implementation", loss, "--checkpoint-every-steps", str(every),
-        "--checkpoint-every-minutes", "0", "--checkpoint-freq", str(epochs), "--num-workers", "2",
+        *training_flags(size, device, ttt, loss), "--optimizer", optimizer,
+        "--epochs", str(epochs), "--checkpoint-freq", str(epochs), "--num-workers", "2",
+        "--checkpoint-every-steps", str(every), "--checkpoint-every-minutes", "0",
         *(["--deterministic-cuda"] if deterministic else []),
-        *(["--draft-attn-impl", "sdpa", "--hidden-states-dtype", "float32"]
-          if device == "cpu" else []),
     ]  # fmt: skip
     work = Path(tempfile.mkdtemp(dir=folder))
     began = time.monotonic()

@@ -1,0 +1,216 @@
+"""What a step takes in upstream's real trainer: with its logging, its loader and our patches.
+
+    python -m benchmarks.trainer_rate                                # a GPU, real size
+    python -m benchmarks.trainer_rate --divide 16 --tokens 128 --samples 12 --times 8   # a CPU
+
+`train_step` times the bare step on batches that lie on the device. Here the whole program runs,
+`speculators.train`, on cached hidden states of Gemma 4 26B-A4B's dimensions (as `kill_and_resume`
+makes them; each file stands for `--times` conversations, so that they come from memory as those of
+a producer do), in each of these ways, one process after another:
+
+- upstream: no patch, every step logged (its default);
+- overlay, every step logged: what `speculators_patches run` applies by itself;
+- overlay: the same, every tenth step logged, as the recipe does (`log_every`);
+- overlay +PATCH: with a patch that is not applied by default;
+- overlay, deterministic: with `--deterministic-cuda`.
+
+Reported: seconds a step, median over blocks of ten that begin after the first third (least and
+most beside it), and the seconds until the first step was done (compiling).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import runpy
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.kill_and_resume import data, training_flags, verifier
+from benchmarks.real_size import Size
+from benchmarks.train_step import turn
+
+RESULTS = Path(__file__).parent / "results"
+BLOCK = 10
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of running the trainer.
+
+    Args:
+        patched: with the patches that are applied by default.
+        log_every: upstream's --log-freq.
+        more: a patch besides those.
+        deterministic: --deterministic-cuda.
+    """
+
+    patched: bool = True
+    log_every: int = BLOCK
+    more: str = ""
+    deterministic: bool = False
+
+    @property
+    def name(self) -> str:
+        if not self.patched:
+            return "upstream"
+        logged = "" if self.log_every > 1 else ", every step logged"
+        more = f" +{self.more}" if self.more else ""
+        return f"overlay{more}{logged}{', deterministic' if self.deterministic else ''}"
+
+
+ARMS = (
+    Arm(patched=False, log_every=1),
+    Arm(log_every=1),
+    Arm(),
+    Arm(more="accumulators_on_device"),
+    Arm(deterministic=True),
+)
+
+
+def child(order: dict[str, Any]) -> None:
+    """Runs the trainer in this process; writes when each step was done."""
+    from speculators_patches import apply
+    from speculators_patches.overlay import defaults
+
+    arm, began = Arm(**order["arm"]), time.perf_counter()
+    if arm.patched:
+        apply(only=[*defaults(), *filter(None, [arm.more])])
+    elif order["device"] == "cpu":
+        apply(only=["cpu_training"])  # without it upstream does not start here
+    from speculators.train.trainer import Trainer
+
+    done: list[float] = []
+    step = Trainer._schedulers_step  # the last thing of a step, under our patches as well
+
+    def noted(self: Any) -> None:
+        step(self)
+        done.append(time.perf_counter() - began)
+
+    Trainer._schedulers_step = noted
+    sys.argv = ["speculators.train", *order["flags"]]
+    try:
+        runpy.run_module("speculators.train", run_name="__main__", alter_sys=True)
+    finally:
+        Path(order["times"]).write_text(json.dumps(done))
+
+
+def blocks(done: list[float]) -> dict[str, Any]:
+    """Seconds a step, from the moments at which steps were done.
+
+    Raises:
+        ValueError: there are fewer than three blocks behind the first third.
+    """
+    ends = done[len(done) // 3 :: BLOCK]
+    found = [(b - a) / BLOCK for a, b in itertools.pairwise(ends)]
+    if len(found) < 3:
+        raise ValueError(f"{len(done)} steps are too few: at least {5 * BLOCK + BLOCK // 2}")
+    return {
+        "median": round(statistics.median(found), 5), "min": round(min(found), 5),
+        "max": round(max(found), 5), "blocks": len(found), "steps_a_block": BLOCK,
+    }  # fmt: skip
+
+
+def run(arm: Arm, work: Path, flags: list[str], device: str, timeout_s: float) -> dict[str, Any]:
+    """One arm's record."""
+    out, times = work / "out", work / "times.json"
+    shutil.rmtree(out, ignore_errors=True)
+    times.unlink(missing_ok=True)
+    order = {
+        "arm": asdict(arm), "device": device, "times": str(times),
+        "flags": [
+            *flags, "--log-freq", str(arm.log_every),
+            *(["--deterministic-cuda"] if arm.deterministic else []),
+        ],
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.trainer_rate", "--child", json.dumps(order)],
+        capture_output=True, text=True, check=False, timeout=timeout_s,
+    )  # fmt: skip
+    record: dict[str, Any] = {"name": arm.name, "arm": asdict(arm)}
+    if done.returncode or not times.exists():
+        return record | {"error": (done.stdout + done.stderr).strip().splitlines()[-25:]}
+    moments = json.loads(times.read_text())
+    record |= {"steps": len(moments), "first_step_s": round(moments[0], 1)}
+    try:
+        return record | {"step_s": blocks(moments)}
+    except ValueError as error:
+        return record | {"error": [f"{error}; give more --times or --epochs"]}
+
+
+def main(
+    arm: Annotated[list[str] | None, typer.Option(help="By name [all].")] = None,
+    divide: Annotated[int, typer.Option(help="Divide all widths by this (1: real size).")] = 1,
+    tokens: Annotated[int, typer.Option(help="Packed tokens a step.")] = 4096,
+    samples: Annotated[int, typer.Option(help="Files of hidden states.")] = 40,
+    times: Annotated[int, typer.Option(min=1, help="Conversations each stands for.")] = 12,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 1,
+    ttt: Annotated[int, typer.Option(help="Positions trained.")] = 3,
+    workers: Annotated[int, typer.Option(help="DataLoader workers.")] = 6,
+    timeout: Annotated[float, typer.Option(help="Seconds for each process.")] = 600,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to work (3 GB at real size) [a temporary folder].")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The result file.")] = None,
+    one: Annotated[str | None, typer.Option("--child", hidden=True)] = None,
+) -> None:
+    """Seconds a step of the real trainer, way by way."""
+    if one is not None:
+        child(json.loads(one))
+        return
+    import torch
+
+    from recipes.environment import command_line, describe
+
+    named = {found.name: found for found in ARMS}
+    if unknown := [name for name in arm or () if name not in named]:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of: {'; '.join(named)}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = Size(divide, tokens)
+    path = out or RESULTS / f"trainer_rate_{device}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {
+        "command": command_line("benchmarks.trainer_rate"),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "environment": describe(),
+        "size": {
+            "divide": divide, "tokens": tokens, "samples": samples, "times": times, "ttt": ttt,
+            "workers": workers,
+        },
+        "arms": [],
+    }  # fmt: skip
+    work = Path(tempfile.mkdtemp(dir=folder))
+    lock = Path(os.environ.get("BENCH_TURN", str(work / "turn")))
+    try:
+        data(work / "data", verifier(work / "verifier", size), size, samples, times)
+        flags = [
+            *training_flags(size, device, ttt, "eager"), "--optimizer", "adamw",
+            "--epochs", str(epochs), "--num-workers", str(workers), "--checkpoint-freq", "1",
+            "--verifier-name-or-path", str(work / "verifier"), "--data-path", str(work / "data"),
+            "--save-path", str(work / "out"), "--log-dir", str(work / "logs"),
+        ]  # fmt: skip
+        for name in arm or named:
+            with turn(lock, alone=True):
+                found = run(named[name], work, flags, device, timeout)
+            record["arms"].append(found)
+            path.write_text(json.dumps(record, indent=1) + "\n")
+            print(json.dumps({k: found.get(k) for k in ("name", "step_s", "error")}), flush=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    print(f"written: {path}")
+    if any("error" in found for found in record["arms"]):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

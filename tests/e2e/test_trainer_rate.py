@@ -1,0 +1,45 @@
+"""benchmarks.trainer_rate in small: upstream's real trainer, with and without the overlay."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.trainer_rate import ARMS, blocks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_arm_has_a_name_of_its_own() -> None:
+    assert len({arm.name for arm in ARMS}) == len(ARMS)
+
+
+def test_blocks_leave_out_the_first_third_and_what_is_left_over() -> None:
+    slow = [float(n) for n in range(1, 31)]  # a second each: compiling
+    fast = [30 + 0.1 * n for n in range(1, 66)]
+    found = blocks(slow + fast)
+    assert (found["blocks"], found["median"]) == (6, 0.1)
+    with pytest.raises(ValueError, match="12 steps are too few: at least 55"):
+        blocks(slow[:12])
+
+
+def test_the_real_trainer_is_timed_with_and_without_the_overlay(tmp_path: Path) -> None:
+    out = tmp_path / "rate.json"
+    arms = ("upstream", "overlay +accumulators_on_device")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.trainer_rate", "--divide", "16", "--tokens", "128",
+         "--samples", "12", "--times", "6", "--workers", "1", "--out", str(out),
+         *(word for arm in arms for word in ("--arm", arm))],
+        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads(out.read_text())["arms"]
+    assert [arm["name"] for arm in found] == list(arms)
+    for arm in found:
+        assert arm["steps"] == 64  # nine tenths of 72 conversations, one a step
+        assert arm["step_s"]["blocks"] >= 3
+        assert 0 < arm["step_s"]["min"] <= arm["step_s"]["median"] <= arm["step_s"]["max"]
