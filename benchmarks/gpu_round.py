@@ -86,12 +86,12 @@ class Round:
 
     Args:
         out: the folder of results.
-        gpus: their indices; empty: one queue, and no GPU.
+        gpus: as CUDA_VISIBLE_DEVICES names them; empty: one queue, and no GPU.
     """
 
-    def __init__(self, out: Path, gpus: list[int]) -> None:
+    def __init__(self, out: Path, gpus: list[str]) -> None:
         self.out, self._record = out, out / "round.json"
-        self._devices: list[int | None] = [*gpus] or [None]
+        self._devices: list[str | None] = [*gpus] or [None]
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._running: list[subprocess.Popen[bytes]] = []
         self.ended: dict[str, dict[str, Any]] = {}
@@ -143,13 +143,13 @@ class Round:
                 return
             self._one(job, device, len(mine))
 
-    def _one(self, job: Job, device: int | None, cores: int) -> None:
+    def _one(self, job: Job, device: str | None, cores: int) -> None:
         where = "the CPU" if device is None else f"GPU {device}"
         print(f"{job.text}: started on {where}, {cores} cores", flush=True)
         began = time.monotonic()
-        env = {"BENCH_TURN": str(self.out / f"turn.{0 if device is None else device}")}
+        env = {"BENCH_TURN": str(self.out / f"turn.{device or 'cpu'}")}
         if device is not None:
-            env["CUDA_VISIBLE_DEVICES"] = str(device)
+            env["CUDA_VISIBLE_DEVICES"] = device
         result = self.out / f"{job.name}.json"
         with (self.out / f"{job.name}.log").open("ab") as log:
             with self._lock:
@@ -190,6 +190,15 @@ class Round:
             processes.send(signal.SIGKILL, [*processes.tree(process.pid), *left])
 
 
+def visible() -> list[str]:
+    """The GPUs that this process may use, by the names that it was given for them."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in given.split(",")] if given is not None else None
+    return [names[n] if names else str(n) for n in range(torch.cuda.device_count())]
+
+
 def main(
     commands: Annotated[
         list[str] | None, typer.Argument(help="Benchmarks with their options [all].")
@@ -198,10 +207,8 @@ def main(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run.")] = False,
 ) -> None:
     """Measures the GPUs of this machine."""
-    import torch
-
     wanted = jobs(tuple(commands) if commands else COMMANDS)
-    gpus = list(range(torch.cuda.device_count()))
+    gpus = visible()
     if not gpus and not commands:
         raise SystemExit(
             "no GPU here (torch sees none), and these are measurements of real sizes; in small, "

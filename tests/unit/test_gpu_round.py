@@ -69,7 +69,7 @@ def test_each_device_has_one_at_a_time_and_the_cores_are_divided(
 ) -> None:
     out = tmp_path / "out"
     wanted = gpu_round.jobs(("one 0.3 well",) * 5)
-    assert gpu_round.Round(out, [0, 3]).run(wanted)
+    assert gpu_round.Round(out, ["0", "3"]).run(wanted)
     records = [json.loads((out / f"{job.name}.json").read_text()) for job in wanted]
     assert {record["CUDA_VISIBLE_DEVICES"] for record in records} == {"0", "3"}
     for device in ("0", "3"):
@@ -82,6 +82,14 @@ def test_each_device_has_one_at_a_time_and_the_cores_are_divided(
         one, other = both
         assert not set(one) & set(other)
         assert set(one) | set(other) == os.sched_getaffinity(0)
+
+
+def test_a_gpu_goes_by_the_name_that_the_round_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpu_round.visible() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-3c")
+    assert gpu_round.visible() == ["5", "GPU-3c"]
 
 
 def test_one_that_fails_stops_no_other_and_alone_is_run_again(folder: Path, tmp_path: Path) -> None:
