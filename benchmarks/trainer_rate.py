@@ -11,7 +11,8 @@ a producer do), in each of these ways, one process after another:
 - upstream: no patch, every step logged (its default);
 - overlay, every step logged: what `speculators_patches run` applies by itself;
 - overlay: the same, every tenth step logged, as the recipe does (`log_every`);
-- overlay +PATCH: with a patch that is not applied by default;
+- overlay +PATCH -PATCH: with one that is not applied by default, without one that is
+  (`finite_guard` asks the GPU for each step's verdict, so what it costs is to be known);
 - overlay, deterministic: with `--deterministic-cuda`.
 
 Reported: seconds a step, median over blocks of ten that begin after the first third (least and
@@ -51,13 +52,14 @@ class Arm:
     Args:
         patched: with the patches that are applied by default.
         log_every: upstream's --log-freq.
-        more: a patch besides those.
+        more, less: a patch besides those, and one of them left out.
         deterministic: --deterministic-cuda.
     """
 
     patched: bool = True
     log_every: int = BLOCK
     more: str = ""
+    less: str = ""
     deterministic: bool = False
 
     @property
@@ -66,7 +68,8 @@ class Arm:
             return "upstream"
         logged = "" if self.log_every > 1 else ", every step logged"
         more = f" +{self.more}" if self.more else ""
-        return f"overlay{more}{logged}{', deterministic' if self.deterministic else ''}"
+        less = f" -{self.less}" if self.less else ""
+        return f"overlay{more}{less}{logged}{', deterministic' if self.deterministic else ''}"
 
 
 ARMS = (
@@ -74,6 +77,7 @@ ARMS = (
     Arm(log_every=1),
     Arm(),
     Arm(more="accumulators_on_device"),
+    Arm(more="accumulators_on_device", less="finite_guard"),
     Arm(deterministic=True),
 )
 
@@ -85,7 +89,8 @@ def child(order: dict[str, Any]) -> None:
 
     arm, began = Arm(**order["arm"]), time.perf_counter()
     if arm.patched:
-        apply(only=[*defaults(), *filter(None, [arm.more])])
+        names = [name for name in (*defaults(), arm.more) if name not in ("", arm.less)]
+        apply(only=names)
     elif order["device"] == "cpu":
         apply(only=["cpu_training"])  # without it upstream does not start here
     from speculators.train.trainer import Trainer
