@@ -5,14 +5,15 @@
     python -m benchmarks.gpu_round --out DIR "kill_and_resume --kills 1" "train_step --ttt 3"
 
 A command is a module of this folder with its options. Each has a GPU and an equal part of the cores
-for itself; its result is DIR/<module>[_N].json, what it says DIR/<module>[_N].log, and how each
-ended DIR/round.json. One that fails stops no other. Run again, with the same DIR, only what has not
-ended well is run, and `serving_steps` keeps the engines that it has.
+for itself; its result is DIR/NAME.json, what it says DIR/NAME.log, where NAME is of the module and
+of its options, and how each ended DIR/round.json. One that fails stops no other. Run again with the
+same DIR, only what has not ended well is run, and `serving_steps` keeps the engines that it has.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import queue
@@ -52,7 +53,7 @@ STOP_S = 30.0  # for a command to end after an interrupt
 
 @dataclass(frozen=True)
 class Job:
-    """One command: `name` is of its files."""
+    """One command; `name` is of its files, and of no other command's."""
 
     name: str
     words: tuple[str, ...]
@@ -76,9 +77,9 @@ def jobs(commands: tuple[str, ...]) -> list[Job]:
             raise typer.BadParameter(f"{text!r} names no benchmark; these measure a GPU: {known}")
         if any(word.partition("=")[0] == "--out" for word in words):
             raise typer.BadParameter(f"{text!r}: results go into the round's own --out")
-        same = sum(job.words[0] == words[0] for job in found)
-        found.append(Job(words[0] if not same else f"{words[0]}_{same + 1}", words))
-    return found
+        options = hashlib.sha256(shlex.join(words[1:]).encode()).hexdigest()[:6]
+        found.append(Job(f"{words[0]}-{options}" if words[1:] else words[0], words))
+    return list(dict.fromkeys(found))
 
 
 class Round:
@@ -99,15 +100,12 @@ class Round:
             self.ended = json.loads(self._record.read_text())
 
     def left(self, wanted: list[Job]) -> list[Job]:
-        """What has not ended well yet."""
+        """What has not ended well yet, or whose result is not there any more."""
         return [
             job for job in wanted
-            if (self.ended.get(job.name, {}).get("command"), self._code(job)) != (job.text, 0)
+            if self.ended.get(job.name, {}).get("exit_code") != 0
+            or not (self.out / f"{job.name}.json").is_file()
         ]  # fmt: skip
-
-    def _code(self, job: Job) -> int | None:
-        there = (self.out / f"{job.name}.json").is_file()
-        return self.ended.get(job.name, {}).get("exit_code") if there else None
 
     def run(self, wanted: list[Job]) -> bool:
         """Runs what is left; True if all has ended well."""
@@ -125,7 +123,7 @@ class Round:
             for thread in threads:
                 while thread.is_alive():
                     thread.join(0.5)
-        except KeyboardInterrupt:
+        except BaseException:
             self._end_all()
             raise
         return not self.left(wanted)
@@ -133,9 +131,9 @@ class Round:
     def _serve(self, place: int, waiting: queue.SimpleQueue[Job]) -> None:
         device, among = self._devices[place], len(self._devices)
         cores = sorted(os.sched_getaffinity(0))
-        mine = cores[place::among]
-        if len(cores) >= among:
-            os.sched_setaffinity(0, mine)  # of this thread, and of what it starts
+        each = len(cores) // among  # side by side: they share caches and memory
+        mine = cores[place * each : (place + 1) * each] or cores
+        os.sched_setaffinity(0, mine)  # of this thread, and of what it starts
         while not self._stop.is_set():
             try:
                 job = waiting.get_nowait()
@@ -221,13 +219,20 @@ def main(
             print(f"{'to run' if job in left else 'done'}: python -m benchmarks.{job.text}")
         print(f"on: {', '.join(f'GPU {gpu}' for gpu in gpus) or 'the CPU'}")
         return
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupted)
     try:
         well = turns.run(wanted)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on with what is left", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + (stop.args[0] if stop.args else signal.SIGINT)) from None
     if not well:
         raise SystemExit(1)
+
+
+def _interrupted(number: int, _frame: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":

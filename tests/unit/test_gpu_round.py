@@ -68,7 +68,7 @@ def test_each_device_has_one_at_a_time_and_the_cores_are_divided(
     folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    wanted = gpu_round.jobs(("one 0.3 well",) * 5)
+    wanted = gpu_round.jobs(tuple(f"one 0.{n} well" for n in range(1, 6)))
     assert gpu_round.Round(out, ["0", "3"]).run(wanted)
     records = [json.loads((out / f"{job.name}.json").read_text()) for job in wanted]
     assert {record["CUDA_VISIBLE_DEVICES"] for record in records} == {"0", "3"}
@@ -94,23 +94,29 @@ def test_a_gpu_goes_by_the_name_that_the_round_was_given(monkeypatch: pytest.Mon
 
 def test_one_that_fails_stops_no_other_and_alone_is_run_again(folder: Path, tmp_path: Path) -> None:
     out, mended = tmp_path / "out", tmp_path / "mended"
-    wanted = gpu_round.jobs(("one 0 well", f"one 0 {mended}", "one 0 well"))
+    wanted = gpu_round.jobs(("one 0 well", f"one 0 {mended}", "one 0.1 well", "one 0 well"))
+    good, bad, other = wanted  # the same command once
     assert not gpu_round.Round(out, []).run(wanted)
-    assert "it failed" in (out / "one_2.log").read_text()
+    assert "it failed" in (out / f"{bad.name}.log").read_text()
     ended = json.loads((out / "round.json").read_text())
-    assert [ended[name]["exit_code"] for name in ("one", "one_2", "one_3")] == [0, 1, 0]
-    assert [job.name for job in gpu_round.Round(out, []).left(wanted)] == ["one_2"]
-    before = (out / "one.json").read_text()
+    assert [ended[job.name]["exit_code"] for job in wanted] == [0, 1, 0]
+    assert gpu_round.Round(out, []).left(wanted) == [bad]
+    before = (out / f"{good.name}.json").read_text()
     mended.touch()
     assert gpu_round.Round(out, []).run(wanted)
-    assert (out / "one.json").read_text() == before
-    # Another command under the same name, or a result that was moved away, is to be run.
-    assert gpu_round.Round(out, []).left(gpu_round.jobs(("one 1 well",)))
-    (out / "one_3.json").unlink()
-    assert [job.name for job in gpu_round.Round(out, []).left(wanted)] == ["one_3"]
+    assert (out / f"{good.name}.json").read_text() == before
+    # In another order, or among others, a command has the name that it had.
+    assert gpu_round.Round(out, []).left(gpu_round.jobs(("one 1 well", "one 0.1 well"))) == [
+        gpu_round.Job(gpu_round.jobs(("one 1 well",))[0].name, ("one", "1", "well"))
+    ]
+    (out / f"{other.name}.json").unlink()  # moved away
+    assert gpu_round.Round(out, []).left(wanted) == [other]
 
 
-def test_interrupted_it_ends_what_it_started_and_goes_on_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_ends_what_it_started_and_goes_on_later(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     # A real benchmark, which compiles when the signal comes, with processes of its own.
     command = "train_step --divide 16 --ttt 3 --tokens 128 --loss eager --steps 1"
     out = tmp_path / "out"
@@ -125,11 +131,11 @@ def test_interrupted_it_ends_what_it_started_and_goes_on_later(tmp_path: Path) -
         until = time.monotonic() + 120
         while len(marks) < 2 and time.monotonic() < until:  # the benchmark and its child
             time.sleep(0.2)
-            marks = processes_with(str(out / "train_step.json"))
+            marks = processes_with(str(out / "train_step-"))
             marks += processes_with('"divide": 16')
         assert len(marks) >= 2
-        process.send_signal(signal.SIGINT)
-        assert process.wait(90) == 130
+        process.send_signal(number)
+        assert process.wait(90) == 128 + number
     finally:
         process.kill()
     until = time.monotonic() + 10
