@@ -12,7 +12,7 @@ same DIR, only what has not ended well is run, and `serving_steps` keeps the eng
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -93,7 +93,7 @@ class Round:
     def __init__(self, out: Path, gpus: list[str]) -> None:
         self.out, self._record = out, out / "round.json"
         self._devices: list[str | None] = [*gpus] or [None]
-        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._stop, self._hurry, self._lock = threading.Event(), threading.Event(), threading.Lock()
         self._running: list[subprocess.Popen[bytes]] = []
         self.ended: dict[str, dict[str, Any]] = {}
         if self._record.is_file():
@@ -107,47 +107,60 @@ class Round:
             or not (self.out / f"{job.name}.json").is_file()
         ]  # fmt: skip
 
+    def stop(self) -> None:
+        """Ends what runs; asked again, at once. May be called from a signal handler."""
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
     def run(self, wanted: list[Job]) -> bool:
-        """Runs what is left; True if all has ended well."""
+        """Runs what is left; True if all has ended well.
+
+        Raises:
+            OSError: another round works in this folder.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
-        waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        for job in self.left(wanted):
-            waiting.put(job)
-        threads = [
-            threading.Thread(target=self._serve, args=(place, waiting), daemon=True)
-            for place in range(len(self._devices))
-        ]
-        for thread in threads:
-            thread.start()
-        try:
+        with (self.out / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(f"another round works in {self.out}; give another --out") from None
+            waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+            for job in self.left(wanted):
+                waiting.put(job)
+            parts = shares(os.sched_getaffinity(0), len(self._devices))
+            threads = [
+                threading.Thread(target=self._serve, args=(device, cores, waiting), daemon=True)
+                for device, cores in zip(self._devices, parts, strict=True)
+            ]
             for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.5)
-        except BaseException:
-            self._end_all()
-            raise
+                thread.start()
+            while any(thread.is_alive() for thread in threads) and not self._stop.wait(0.2):
+                pass
+            if self._stop.is_set():
+                self._end_all()
         return not self.left(wanted)
 
-    def _serve(self, place: int, waiting: queue.SimpleQueue[Job]) -> None:
-        device, among = self._devices[place], len(self._devices)
-        cores = sorted(os.sched_getaffinity(0))
-        each = len(cores) // among  # side by side: they share caches and memory
-        mine = cores[place * each : (place + 1) * each] or cores
-        os.sched_setaffinity(0, mine)  # of this thread, and of what it starts
+    def _serve(self, device: str | None, cores: list[int], waiting: queue.SimpleQueue[Job]) -> None:
+        os.sched_setaffinity(0, cores)  # of this thread, and of what it starts
         while not self._stop.is_set():
             try:
                 job = waiting.get_nowait()
             except queue.Empty:
                 return
-            self._one(job, device, len(mine))
+            try:
+                self._one(job, device, len(cores))
+            except OSError as error:  # one that cannot be started stops no other
+                print(f"{job.text}: {error}", file=sys.stderr, flush=True)
 
     def _one(self, job: Job, device: str | None, cores: int) -> None:
         where = "the CPU" if device is None else f"GPU {device}"
         print(f"{job.text}: started on {where}, {cores} cores", flush=True)
         began = time.monotonic()
-        env = {"BENCH_TURN": str(self.out / f"turn.{device or 'cpu'}")}
+        place = (device or "cpu").replace("/", "_")  # as in MIG-GPU-.../1/0
+        env = {"BENCH_TURN": str(self.out / f"turn.{place}")}
         if device is not None:
             env["CUDA_VISIBLE_DEVICES"] = device
+        paths = [str(FOLDER.parent), os.environ.get("PYTHONPATH", "")]
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         result = self.out / f"{job.name}.json"
         with (self.out / f"{job.name}.log").open("ab") as log:
             with self._lock:
@@ -157,7 +170,7 @@ class Round:
                     [sys.executable, "-m", f"benchmarks.{job.words[0]}", *job.words[1:],
                      "--out", str(result)],
                     env=os.environ | env, stdin=subprocess.DEVNULL, stdout=log,
-                    stderr=subprocess.STDOUT, cwd=FOLDER.parent, start_new_session=True,
+                    stderr=subprocess.STDOUT, start_new_session=True,
                 )  # fmt: skip
                 self._running.append(process)
             code = process.wait()
@@ -174,18 +187,38 @@ class Round:
         print(f"{job.text}: {said} after {seconds:.0f} s", flush=True)
 
     def _end_all(self) -> None:
-        """An interrupt, then SIGKILL for each and all that it started."""
-        self._stop.set()
+        """An interrupt, then, after a while or when asked again, SIGKILL for all of each."""
         with self._lock:
             running = list(self._running)
         trees = {process.pid: processes.tree(process.pid) for process in running}
         for process in running:
             processes.send(signal.SIGINT, [process.pid])
+        until = time.monotonic() + STOP_S
+        while any(process.poll() is None for process in running) and time.monotonic() < until:
+            if self._hurry.wait(0.1):
+                break
         for process in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_S)
-            left = [pid for pid in trees[process.pid] if pid in processes.tree(pid)]
+            left = [pid for pid in trees[process.pid] if processes.tree(pid)]
             processes.send(signal.SIGKILL, [*processes.tree(process.pid), *left])
+
+
+def shares(cores: set[int], among: int) -> list[list[int]]:
+    """The cores divided evenly, both threads of a core in one part; all for each if too few."""
+    together: dict[str, list[int]] = {}
+    for core in sorted(cores):
+        topology = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        try:
+            together.setdefault(topology.read_text(), []).append(core)
+        except OSError:
+            together[str(core)] = [core]
+    whole = list(together.values())
+    each = len(whole) // among
+    if not each:
+        return [sorted(cores)] * among
+    return [
+        [core for threads in whole[part * each : (part + 1) * each] for core in threads]
+        for part in range(among)
+    ]
 
 
 def visible() -> list[str]:
@@ -207,11 +240,6 @@ def main(
     """Measures the GPUs of this machine."""
     wanted = jobs(tuple(commands) if commands else COMMANDS)
     gpus = visible()
-    if not gpus and not commands:
-        raise SystemExit(
-            "no GPU here (torch sees none), and these are measurements of real sizes; in small, "
-            'on a CPU, one by one: python -m benchmarks.gpu_round "COMMAND --divide 16 ..."'
-        )
     turns = Round(out.resolve(), gpus)
     if dry_run:
         left = turns.left(wanted)
@@ -219,20 +247,31 @@ def main(
             print(f"{'to run' if job in left else 'done'}: python -m benchmarks.{job.text}")
         print(f"on: {', '.join(f'GPU {gpu}' for gpu in gpus) or 'the CPU'}")
         return
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupted)
+    if not gpus and not commands:
+        raise SystemExit(
+            "no GPU here (torch sees none), and these are measurements of real sizes; in small, "
+            'on a CPU, one by one: python -m benchmarks.gpu_round "COMMAND --divide 16 ..."'
+        )
+    asked: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        asked.append(number)
+        turns.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # What is ignored here (nohup, a script's &) stays so, but not for what is started: a
+        # benchmark tidies up when it is interrupted.
+        ignored = signal.getsignal(number) == signal.SIG_IGN
+        signal.signal(number, (lambda *_: None) if ignored else stop)
     try:
         well = turns.run(wanted)
-    except KeyboardInterrupt as stop:
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from None
+    if asked:
         print("interrupted; the same command goes on with what is left", file=sys.stderr)
-        raise SystemExit(128 + (stop.args[0] if stop.args else signal.SIGINT)) from None
+        raise SystemExit(128 + asked[0])
     if not well:
         raise SystemExit(1)
-
-
-def _interrupted(number: int, _frame: object) -> None:
-    raise KeyboardInterrupt(number)
 
 
 if __name__ == "__main__":

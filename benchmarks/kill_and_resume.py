@@ -109,7 +109,11 @@ def data(folder: Path, body: Path, size: Size, samples: int, times: int = 1) -> 
             "seq_len": length,
         })  # fmt: skip
     for index in range(samples, samples * times):
-        os.link(states / f"hs_{index % samples}.safetensors", states / f"hs_{index}.safetensors")
+        first, other = (states / f"hs_{n}.safetensors" for n in (index % samples, index))
+        try:
+            other.hardlink_to(first)
+        except OSError:  # a file system without them
+            shutil.copyfile(first, other)
     Dataset.from_list(rows * times).with_format("torch").save_to_disk(str(folder))
     torch.save(dict.fromkeys(range(size.draft_vocabulary), 1), folder / "token_freq.pt")
     return folder
@@ -134,6 +138,18 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
     process.wait(60)
+
+
+def logged_losses(text: str) -> list[tuple[int, float]]:
+    """(step, training loss) of each whole line of metrics in a trainer's log.
+
+    One that was cut off by a kill is left out: what follows it is another step's.
+    """
+    pairs = re.findall(
+        r"train/loss=([^\s,]+)((?:(?!train/loss=|Fast-skipping).)*?)\bglobal_step=(\d+)",
+        text, re.DOTALL,
+    )  # fmt: skip
+    return [(int(step), float(loss)) for loss, _, step in pairs]
 
 
 class Run:
@@ -238,10 +254,8 @@ class Run:
         }
 
     def losses(self) -> list[tuple[int, float]]:
-        """(step, training loss) as logged; a step that was repeated is there again."""
-        pairs = re.compile(r"train/loss=([0-9.e+-]+).*?global_step=(\d+)", re.DOTALL)
-        found = pairs.findall(self.log.read_text(errors="replace"))
-        return [(int(step), float(loss)) for loss, step in found]
+        """(step, training loss), three decimals as logged; a repeated step is there again."""
+        return logged_losses(self.log.read_text(errors="replace"))
 
 
 def main(

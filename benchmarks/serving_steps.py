@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ from benchmarks.random_body import (
 from benchmarks.serving_costs import Engine, costs, disturbed, speculation
 from benchmarks.serving_timing import Drafting, device_work, time_steps
 from benchmarks.train_step import turn
+from recipes.vllm import processes
 
 RESULTS = Path(__file__).parent / "results"
 ATTEMPTS = 3
@@ -215,13 +217,17 @@ def main(
             "concurrency": concurrency or [1, 2, 4, 8, 16], "vocabulary": VOCABULARY // divide,
         }  # fmt: skip
 
-        well: list[bool] = []  # of the engines that have ended
+        # What stops the first ones stops them all, and each start is dear. Not so where an
+        # earlier run has engines that were well.
+        first = [] if record["engines"] else engines[:at_once]
+        failed: list[Engine] = []
 
         def run(engine: Engine) -> dict[str, Any] | None:
-            if len(well) >= at_once and not any(well):
-                return None  # what stops the first stops them all, and each start is dear
+            if first and all(one in failed for one in first):
+                return None
             found = measured(engine)
-            well.append("error" not in found)
+            if "error" in found:
+                failed.append(engine)
             return found
 
         def measured(engine: Engine) -> dict[str, Any]:
@@ -250,12 +256,17 @@ def main(
             return found
 
         started = [pool.submit(run, engine) for engine in engines]
-        for done in as_completed(started):
-            if (found := done.result()) is not None:
-                keep(found)
+        try:
+            for done in as_completed(started):
+                if (found := done.result()) is not None:
+                    keep(found)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            processes.send(signal.SIGKILL, processes.tree(os.getpid())[1:])
+            raise
     print(f"written: {path}")
-    if failed := [found for found in record["engines"] if "error" in found]:
-        print("\n".join(failed[-1]["error"]), file=sys.stderr)
+    if bad := [found for found in record["engines"] if "error" in found]:
+        print("\n".join(bad[-1]["error"]), file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -99,8 +99,8 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
         )
     if recipe.deterministic:
         yield (
-            f"time: deterministic=true makes the trainer's part {DETERMINISTIC_FACTOR} times as "
-            "long (upstream's own step on an H100 at ttt_steps 3); the times above are without it"
+            f"time: deterministic=true made upstream's own step {DETERMINISTIC_FACTOR} times as "
+            "long (an H100, ttt_steps 3); with today's patches not measured, and not counted above"
         )
     memory = 121e9 if preset == "dgx-spark" else 80e9
     trainer = (

@@ -218,6 +218,7 @@ def _refuse_live(patch: Patch, problems: list[str]) -> Judgement:
 def _live_problems(patch: Patch, allowed: bool) -> list[str]:
     """What is wrong with the imported objects although the files are right."""
     problems = []
+    originals = {}
     for target in _targets(patch):
         try:
             owner, name = _locate(target)
@@ -230,6 +231,10 @@ def _live_problems(patch: Patch, allowed: bool) -> list[str]:
             problems.append(f"{target.path} exists in the source but not at run time")
         elif not target.observed and not allowed and _is_foreign(_plain(raw), target):
             problems.append(f"{target.path} was already replaced at run time by other code")
+        originals[target.path] = _plain(raw)
+    misfit = getattr(patches.module_of(patch.name), "misfit", None)
+    if misfit is not None and not problems and (problem := misfit(originals)) is not None:
+        problems.append(problem)
     return list(dict.fromkeys(problems))
 
 

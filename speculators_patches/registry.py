@@ -17,6 +17,8 @@ What a patch file provides besides `PATCH`:
   for you; `originals` then holds the plain function below the decorator.
 - `applicable() -> str | None` (optional): why the patch is a no-op on this machine ("it has a
   CUDA device"), or None. Called only where the patch is needed and may import torch.
+- `misfit(originals) -> str | None` (optional): why `replacements` could not use upstream's own
+  objects, where their changed source was accepted (--allow-drift); the patch is then refused.
 """
 
 from __future__ import annotations

@@ -23,8 +23,10 @@ def test_blocks_leave_out_the_first_third_and_what_is_left_over() -> None:
     fast = [30 + 0.1 * n for n in range(1, 66)]
     found = blocks(slow + fast)
     assert (found["blocks"], found["median"]) == (6, 0.1)
-    with pytest.raises(ValueError, match="12 steps are too few: at least 55"):
+    with pytest.raises(ValueError, match="12 steps are too few: at least 46"):
         blocks(slow[:12])
+    for steps in range(46, 150):
+        assert blocks([float(n) for n in range(steps)])["blocks"] >= 3
 
 
 def test_the_real_trainer_is_timed_with_and_without_the_overlay(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ class Copies(TorchFunctionMode):
         self.where = []
     def __torch_function__(self, function, types, arguments=(), keywords=None):
         if function is torch.tensor and "device" in (keywords or {}):
-            self.where.append(sys._getframe(1).f_code.co_qualname)
+            code = sys._getframe(1).f_code
+            self.where.append((code.co_filename, code.co_qualname))
         return function(*arguments, **(keywords or {}))
 
 torch.use_deterministic_algorithms(True)
@@ -40,14 +41,39 @@ for name, weight in sorted(training.trained().items()):
     digest.update(weight.numpy().tobytes())
 forward = type(training.model).forward
 print(json.dumps({
-    "copies": sum(name.endswith("Eagle3DraftModel.forward") for name in copies.where),
+    "copies": sum(file.endswith("eagle3/core.py") for file, _ in copies.where),
     "losses": losses, "weights": digest.hexdigest(),
     "metrics": {name: [value.item(), str(value.dtype), value.dim()]
                 for name, value in said[-1].items()},
     "line": forward.__code__.co_firstlineno, "file": forward.__code__.co_filename,
-    "name": forward.__qualname__,
+    "name": forward.__qualname__, "code": forward.__code__.co_qualname,
+    "takes": str(__import__("inspect").signature(forward)),
 }))
 """
+
+# An upstream whose changed source was accepted, and that no longer has what is replaced.
+MOVED = """
+import json
+import speculators_patches
+from speculators_patches.patches import accumulators_on_device as patch
+patch.CHANGES["torch.tensor(2.0, device=device)"] = "torch.ones((), device=device)"
+names = ["accumulators_on_device", "accuracy_without_waiting"]
+try:
+    speculators_patches.apply(only=names)
+    said = "applied"
+except speculators_patches.PatchRefused as refused:
+    said = str(refused)
+speculators_patches.apply(only=names, strict=False)
+print(json.dumps([said, speculators_patches.overlay.in_force()]))
+"""
+
+
+def test_another_forward_pass_is_refused_by_name(laid_out: Callable[[str], Path]) -> None:
+    laid_out("0.9.0")
+    said, in_force = running.last_json(running.python("0.9.0", "-c", MOVED))
+    assert "patch accumulators_on_device cannot be applied" in said
+    assert "has `torch.tensor(2.0, device=device)` 0 times, not once" in said
+    assert in_force == ["accuracy_without_waiting"]
 
 
 @pytest.mark.parametrize("version", ["0.8.1", "0.9.0"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import itertools
 import json
@@ -39,6 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     found.mkdir()
     (found / "one.py").write_text(_MEASURES)
     monkeypatch.setattr(gpu_round, "FOLDER", found)
+    monkeypatch.chdir(tmp_path)  # no other package of that name in front
     return found
 
 
@@ -92,6 +94,46 @@ def test_a_gpu_goes_by_the_name_that_the_round_was_given(monkeypatch: pytest.Mon
     assert gpu_round.visible() == ["5", "GPU-3c"]
 
 
+@pytest.mark.parametrize("among", [1, 2, 3])
+def test_threads_of_one_core_stay_together(
+    among: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Eight threads of four cores, numbered as Linux does: 0 and 4 are one core.
+    class Place(type(tmp_path)):  # type: ignore[misc]
+        def read_text(self, *_: object, **__: object) -> str:
+            core = int(self.parts[5].removeprefix("cpu"))
+            return f"{core % 4},{core % 4 + 4}"
+
+    monkeypatch.setattr(gpu_round, "Path", Place)
+    parts = gpu_round.shares(set(range(8)), among)
+    assert len(parts) == among
+    assert len({len(part) for part in parts}) == 1
+    taken = [core for part in parts for core in part]
+    assert len(taken) == len(set(taken)) == 2 * (4 // among) * among
+    assert all({core % 4, core % 4 + 4} <= set(part) for part in parts for core in part)
+    assert gpu_round.shares({3, 7}, 2) == [[3, 7], [3, 7]]  # one core for two
+
+
+def test_a_folder_has_one_round_at_a_time(folder: Path, tmp_path: Path) -> None:
+    wanted = gpu_round.jobs(("one 0 well",))
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="another round works in"):
+            gpu_round.Round(tmp_path / "out", []).run(wanted)
+    assert gpu_round.Round(tmp_path / "out", []).run(wanted)
+
+
+def test_one_that_cannot_be_started_stops_no_other(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, _ = wanted = gpu_round.jobs(("one 0 well", "one 0.1 well"))
+    (tmp_path / "out" / f"{first.name}.log").mkdir(parents=True)
+    assert not gpu_round.Round(tmp_path / "out", ["MIG-GPU-1/1/0"]).run(wanted)
+    assert gpu_round.Round(tmp_path / "out", []).left(wanted) == [first]
+    assert "Is a directory" in capfd.readouterr().err
+
+
 def test_one_that_fails_stops_no_other_and_alone_is_run_again(folder: Path, tmp_path: Path) -> None:
     out, mended = tmp_path / "out", tmp_path / "mended"
     wanted = gpu_round.jobs(("one 0 well", f"one 0 {mended}", "one 0.1 well", "one 0 well"))
@@ -113,12 +155,15 @@ def test_one_that_fails_stops_no_other_and_alone_is_run_again(folder: Path, tmp_
     assert gpu_round.Round(out, []).left(wanted) == [other]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP, signal.SIGTERM]]
+)
 def test_interrupted_it_ends_what_it_started_and_goes_on_later(
-    number: signal.Signals, tmp_path: Path
+    numbers: list[signal.Signals], tmp_path: Path
 ) -> None:
     # A real benchmark, which compiles when the signal comes, with processes of its own.
-    command = "train_step --divide 16 --ttt 3 --tokens 128 --loss eager --steps 1"
+    tokens = 120 + 8 * len(numbers) + numbers[0]  # no other test's process has the same
+    command = f"train_step --divide 16 --ttt 3 --tokens {tokens} --loss eager --steps 1"
     out = tmp_path / "out"
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(
@@ -132,12 +177,14 @@ def test_interrupted_it_ends_what_it_started_and_goes_on_later(
         while len(marks) < 2 and time.monotonic() < until:  # the benchmark and its child
             time.sleep(0.2)
             marks = processes_with(str(out / "train_step-"))
-            marks += processes_with('"divide": 16')
+            marks += processes_with(f'"tokens": {tokens}')
         assert len(marks) >= 2
-        process.send_signal(number)
-        assert process.wait(90) == 128 + number
+        for number in numbers:
+            process.send_signal(number)
+        assert process.wait(90) in [128 + number for number in numbers]
     finally:
-        process.kill()
+        process.terminate()
+        process.wait(90)
     until = time.monotonic() + 10
     while any(map(processes.tree, marks)) and time.monotonic() < until:
         time.sleep(0.1)

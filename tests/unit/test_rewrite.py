@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import traceback
 from collections.abc import Callable
 
@@ -29,12 +30,25 @@ class Owner:
         return 10 // number + 1
 
 
+class Heir(Owner):
+    def method(self, number: int) -> int:
+        return super().method(number) + 3
+
+
 def test_what_is_replaced_is_what_runs_behind_the_same_decorators() -> None:
     made = rewritten(Owner.method, {"10 // number": "12 // number"})
     CALLS.clear()
     assert (made(Owner(), 3), Owner().method(3)) == (5, 4)
-    assert CALLS[1] == made.__qualname__ == "Owner.method"
     assert len(CALLS) == 2
+    bare = inspect.unwrap(made)
+    assert {CALLS[1], made.__qualname__, bare.__qualname__} == {"Owner.method"}
+    assert bare.__code__.co_qualname == "Owner.method"
+    assert inspect.signature(made) == inspect.signature(Owner.method)
+
+
+def test_a_function_that_needs_its_surroundings_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Heir.method has a closure \(__class__\)"):
+        rewritten(Heir.method, {"+ 3": "+ 4"})
 
 
 def test_a_traceback_names_the_line_of_the_source() -> None:
