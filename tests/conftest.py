@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def laid_out() -> Callable[[str], Path]:
         return matrix.layout(version)
 
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_patched() -> Iterator[None]:
+    """Patches that a test leaves in force would be so in all processes that later tests start."""
+    yield
+    overlay = sys.modules.get("speculators_patches.overlay")
+    if overlay is not None and (names := overlay.in_force()):
+        overlay.revert()
+        pytest.fail(f"this test left patches in force in its own process: {', '.join(names)}")
 
 
 # Minutes each, and what they show is shown once more by a quicker neighbour (another upstream

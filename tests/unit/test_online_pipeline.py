@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ pytest.importorskip("torch")
 from benchmarks import online_pipeline
 from benchmarks.online_pipeline import compared, timed
 from recipes.vllm_server import ServerError
+from speculators_patches import revert
 
 
 def arms(side: float, waited: tuple[float, float]) -> dict[str, dict[str, Any]]:
@@ -47,6 +49,14 @@ def test_a_step_longer_than_the_arm_is_measured_all_the_same() -> None:
     assert found["tokens_s"] > 0
 
 
+@pytest.fixture
+def reverted() -> Iterator[None]:
+    """The command applies patches to its process, which here is the tests'."""
+    yield
+    revert()
+
+
+@pytest.mark.usefixtures("reverted")
 def test_a_share_at_which_vllm_does_not_start_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
