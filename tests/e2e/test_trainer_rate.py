@@ -29,6 +29,7 @@ def test_blocks_leave_out_the_first_third_and_what_is_left_over() -> None:
         assert blocks([float(n) for n in range(steps)])["blocks"] >= 3
 
 
+@pytest.mark.nightly
 def test_the_real_trainer_is_timed_with_and_without_the_overlay(tmp_path: Path) -> None:
     out = tmp_path / "rate.json"
     arms = ("upstream", "overlay +accumulators_on_device")
