@@ -178,9 +178,8 @@ def expression(target: str, pattern: str, new: str, *, count: int = 1) -> Edit:
             if isinstance(found, ast.expr) and ast.unparse(found) == pattern
         )
         if len(spans) != count:
-            raise DoesNotFit(
-                f"{target} in {source.name} has `{pattern}` {len(spans)} times, expected {count}"
-            )
+            where = f"{target} in {source.name}" if target else source.name
+            raise DoesNotFit(f"{where} has `{pattern}` {len(spans)} times, expected {count}")
         text = source.text
         for start, end in reversed(spans):
             text = text[:start] + new.replace("{}", text[start:end]) + text[end:]

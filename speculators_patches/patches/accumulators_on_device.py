@@ -1,12 +1,12 @@
 """The forward pass makes its two constants on the GPU instead of waiting for it twice.
 
 Upstream starts the sum of its losses with `torch.tensor(0.0, device=device)` and counts it with
-`torch.tensor(1.0, device=device)`. Such a number is made on the host and copied, and that copy
-waits for all that the GPU has in its queue: behind the targets, and again at the end. The first
-takes from the host the lead that it won while the GPU worked on the backward pass before, and the
-GPU then has nothing to do whenever the host is slower, as it is in the forward pass (`idle_s` in
-benchmarks/results/train_step_host_h100.json). `torch.zeros` and `torch.ones` fill a number on the
-device and wait for nothing. Values, dtype and device are the same, and so are the weights.
+`torch.tensor(1.0, device=device)`. Such a number is made on the host and copied, and PyTorch waits
+for such a copy, and with it for all that the GPU has in its queue: behind the targets, and again at
+the end. `torch.zeros` and `torch.ones` fill a number on the device. Values, dtype and device are
+the same, and so are the weights, bitwise on a CPU. Expected of it: the host keeps the lead that it
+won while the GPU worked on the backward pass, and the GPU no longer waits for it in the forward
+pass (`idle_s` in benchmarks/results/train_step_host_h100.json).
 
 Not measured on a GPU yet, so not applied by default. Steps that upstream logs wait for the GPU
 anyhow, at each of its marks (`--log-freq`, 1 by default). 0.7 and older do the same; tests begin
