@@ -67,11 +67,15 @@ def jobs(commands: tuple[str, ...]) -> list[Job]:
     """The commands with a name each.
 
     Raises:
-        typer.BadParameter: one names no module of this folder, or says where its result goes.
+        typer.BadParameter: one names no module of this folder, cannot be split into words, or says
+            where its result goes.
     """
     found: list[Job] = []
     for text in commands:
-        words = tuple(shlex.split(text))
+        try:
+            words = tuple(shlex.split(text))
+        except ValueError as error:  # a quote without its other
+            raise typer.BadParameter(f"{text!r}: {error}") from None
         if not words or not (FOLDER / f"{words[0]}.py").is_file():
             known = ", ".join(dict.fromkeys(command.split()[0] for command in COMMANDS))
             raise typer.BadParameter(f"{text!r} names no benchmark; these measure a GPU: {known}")
@@ -88,6 +92,9 @@ class Round:
     Args:
         out: the folder of results.
         gpus: as CUDA_VISIBLE_DEVICES names them; empty: one queue, and no GPU.
+
+    Raises:
+        typer.BadParameter: what earlier rounds left in `out` cannot be read.
     """
 
     def __init__(self, out: Path, gpus: list[str]) -> None:
@@ -97,7 +104,12 @@ class Round:
         self._running: list[subprocess.Popen[bytes]] = []
         self.ended: dict[str, dict[str, Any]] = {}
         if self._record.is_file():
-            self.ended = json.loads(self._record.read_text())
+            try:
+                self.ended = json.loads(self._record.read_text())
+            except ValueError:
+                raise typer.BadParameter(
+                    f"{self._record} is no JSON; move it away, or give another --out"
+                ) from None
 
     def left(self, wanted: list[Job]) -> list[Job]:
         """What has not ended well yet, or whose result is not there any more."""

@@ -57,6 +57,7 @@ def test_every_command_of_a_round_is_one_that_its_benchmark_takes() -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"), [("", "names no benchmark"), ("nothing --x", "names no benchmark"),
+                       ("one 'x", "No closing quotation"),
                        ("one 0 well --out x", "own --out"), ("one --out=x", "own --out")],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_before_anything_does(
@@ -122,6 +123,12 @@ def test_a_folder_has_one_round_at_a_time(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="another round works in"):
             gpu_round.Round(tmp_path / "out", []).run(wanted)
     assert gpu_round.Round(tmp_path / "out", []).run(wanted)
+
+
+def test_a_spoilt_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "round.json").write_text("{")
+    with pytest.raises(typer.BadParameter, match=r"round.json is no JSON; move it away"):
+        gpu_round.Round(tmp_path, [])
 
 
 def test_one_that_cannot_be_started_stops_no_other(
