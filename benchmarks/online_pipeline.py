@@ -6,8 +6,9 @@
 
 Per memory share: the recipe's extraction server with Gemma 4 26B-A4B's shape and random FP8 weights
 (`random_body`), upstream's data set, packing and collation with this project's patches, and the
-real drafter's step (`real_size.Training`) in this process. Four arms of `--seconds`, the first
-half of each unmeasured, since workers have batches ready before the first is asked for:
+real drafter's step (`real_size.Training`) in this process. Four arms of `--seconds`, which begin
+when the first batch is there (twelve workers take longer to start than an arm), the first half of
+each unmeasured, since workers have batches ready before the first is asked for:
 
 - training: the step alone, on one batch that stays in pinned memory;
 - extraction: the loader alone, with its workers;
@@ -17,9 +18,10 @@ half of each unmeasured, since workers have batches ready before the first is as
 Reported: tokens and conversations a second, the share of the time in which the step waited for a
 batch, and how far trainer and producer are from what either does alone. `foretold` is the model
 behind `plan`: the GPU's work for both takes turns, so a token costs what it costs either alone,
-added up. A share at which vLLM does not start is recorded with its reason; logs lie beside the
-result. Rows have random tokens and the published run's mean length; prefix caching is off, since
-rows here are read again and again.
+added up. A share at which vLLM does not start is recorded with its reason, each arm when it is
+done (`unfinished`: the others of this share are not); logs lie beside the result. Rows have random
+tokens and the published run's mean length; prefix caching is off, since rows here are read again
+and again.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,7 +97,11 @@ def forever(batches: Any) -> Iterator[dict[str, Any]]:
 
 
 def timed(step: Any, batches: Iterator[dict[str, Any]], seconds: float) -> dict[str, Any]:
-    """One arm: `step(batch)` until the time is over; the record of its second half."""
+    """One arm: `step(batch)` until the time is over; the record of its second half.
+
+    The time begins when one batch is done.
+    """
+    step(next(batches))
     began = time.perf_counter()
     start = 0.0
     waited = worked = 0.0
@@ -180,28 +186,48 @@ def server(order: dict[str, Any], share: float, folder: Path) -> Iterator[str]:
         yield ready.base_url
 
 
-def measure(order: dict[str, Any], share: float, folder: Path, step: Step) -> dict[str, Any]:
-    """All arms at one memory share."""
+def stop_workers(batches: Any) -> None:
+    """Ends the loader's workers. Each waits long for a server that is gone, so: before that."""
+    if batches._iterator is not None:
+        with suppress(
+            RuntimeError
+        ):  # one that aborts on its way out; the rest are ended all the same
+            batches._iterator._shutdown_workers()
+        batches._iterator = None
+
+
+def measure(
+    order: dict[str, Any],
+    share: float,
+    folder: Path,
+    step: Step,
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """All arms at one memory share; `keep` gets those that are done after each."""
     import torch
 
     lock = Path(order["lock"])
+    arms: dict[str, dict[str, Any]] = {}
+
+    def done(name: str, work: Any, batches: Iterator[dict[str, Any]]) -> None:
+        arms[name] = timed(work, batches, order["seconds"])
+        print(json.dumps({"share": share, "arm": name, **arms[name]}), flush=True)
+        keep({"share": share, "arms": arms, "unfinished": True})
+
     with ExitStack() as held:
         with turn(lock, alone=False):
             url = held.enter_context(server(order, share, folder))
             alone = loader(order, url, folder / "states", 0)
             ahead = loader(order, url, folder / "states", order["workers"])
+            held.callback(stop_workers, ahead)
             one = next(iter(alone))
             for _ in range(3):
                 step(one)  # compiles
         held.enter_context(turn(lock, alone=True))
-        seconds = order["seconds"]
-        arms = {"training": timed(step, itertools.repeat(one), seconds)}
-        for name, batches, work in (
-            ("extraction", ahead, lambda _: None), ("in turn", alone, step),
-            ("side by side", ahead, step),
-        ):  # fmt: skip
-            arms[name] = timed(work, forever(batches), seconds)
-            print(json.dumps({"share": share, "arm": name, **arms[name]}), flush=True)
+        done("training", step, itertools.repeat(one))
+        done("extraction", lambda _: None, forever(ahead))
+        done("in turn", step, forever(alone))
+        done("side by side", step, forever(ahead))
         used = torch.cuda.mem_get_info() if torch.cuda.is_available() else None
     return {
         "share": share,
@@ -278,13 +304,18 @@ def main(
         }  # fmt: skip
         step = Step(tokens, divide)
         for one in share or (0.4, 0.7):
+            before = record["shares"]
+
+            def keep(found: dict[str, Any], before: list[Any] = before) -> None:
+                record["shares"] = [*before, found]
+                path.write_text(json.dumps(record, indent=1) + "\n")
+
             try:
-                found = measure(order, one, Path(work), step)
+                keep(measure(order, one, Path(work), step, keep))
             except ServerError as error:  # another share may do
-                found = {"share": one, "error": error.sentence}
+                (so_far,) = record["shares"][len(before) :] or ({"share": one},)
+                keep({**so_far, "error": error.sentence})
                 print(f"share {one}: {error}", file=sys.stderr)
-            record["shares"].append(found)
-            path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"written: {path}")
     if any("error" in found for found in record["shares"]):
         raise typer.Exit(1)

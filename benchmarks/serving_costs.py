@@ -93,19 +93,25 @@ def disturbed(engines: list[dict[str, Any]]) -> set[tuple[Engine, int]]:
     }
 
 
-def costs(engines: list[dict[str, Any]], acceptance: float) -> list[dict[str, Any]]:
+def costs(
+    engines: list[dict[str, Any]], acceptance: float, device: bool = False
+) -> list[dict[str, Any]]:
     """Break-even rows: each engine with n > 0 beside the one without speculation of its KV type.
 
-    Rows that something else held up (`disturbed`) are no costs and left out.
+    Rows that something else held up (`disturbed`) are no costs and left out. With `device` the
+    device's own work of a step (`busy_s`) counts in place of its duration, which no host holds up:
+    what a host that is never behind would come to.
     """
-    held_up = disturbed(engines)
+    whole = "busy_s" if device else "step_s"
+    held_up = set() if device else disturbed(engines)
     steps = {
         (Engine(**found["engine"]), row["concurrency"]): row
         for found in engines
         for row in found.get("rows", ())
+        if row.get(whole) is not None
     }
     base = {
-        (engine.kv, requests): row["step_s"]
+        (engine.kv, requests): row[whole]
         for (engine, requests), row in steps.items()
         if engine.n == 0 and (engine, requests) not in held_up
     }
@@ -114,12 +120,13 @@ def costs(engines: list[dict[str, Any]], acceptance: float) -> list[dict[str, An
         plain = base.get((engine.kv, requests))
         if engine.n == 0 or plain is None or (engine, requests) in held_up:
             continue
-        verify = row["step_s"] - row["draft_s"]
+        verify = row[whole] - row["draft_s"]
         synthetic = acceptance and engine.drafting == "greedy"
         how = f"vLLM's synthetic acceptance {acceptance:g}" if synthetic else "real acceptance"
+        work = ", the device's own work" if device else ""
         cost = StepCost(
             engine.n, requests, plain, verify, row["draft_s"],
-            f"random weights, {how}", f"{engine.drafting}, {engine.kv} KV",
+            f"random weights, {how}{work}", f"{engine.drafting}, {engine.kv} KV",
         )  # fmt: skip
         made.append(cost.to_json())
     return made

@@ -204,6 +204,7 @@ def main(
     def keep(found: dict[str, Any]) -> None:
         record["engines"].append(found)
         record["costs"] = costs(record["engines"], acceptance)
+        record["device_costs"] = costs(record["engines"], acceptance, device=True)
         path.write_text(json.dumps(record, indent=1) + "\n")
         print(json.dumps({"done": found["name"], "error": found.get("error")}), flush=True)
 

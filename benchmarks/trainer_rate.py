@@ -11,13 +11,17 @@ a producer do), in each of these ways, one process after another:
 - upstream: no patch, every step logged (its default);
 - overlay, every step logged: what `speculators_patches run` applies by itself;
 - overlay: the same, every tenth step logged, as the recipe does (`log_every`);
-- overlay +PATCH -PATCH: with one that is not applied by default, without one that is
-  (`finite_guard` asks the GPU for each step's verdict, so what it costs is to be known);
+- overlay -PATCH: without one that is applied by default (`finite_guard` asks the GPU for its
+  verdict on each step, so what that costs is to be known);
+- overlay, batches at hand: the loader's first batches again and again, so that the rest of it costs
+  nothing;
 - overlay, deterministic: with `--deterministic-cuda`.
 
 Reported: seconds a step, median over blocks of ten that begin after the first third (least and
-most beside it), all in one epoch and without a checkpoint; and the seconds until the first step was
-done: the start of Python, the model and compiling, for which later ways find a cache.
+most beside it), all in one epoch and without a checkpoint; how long of each the trainer's Python
+waited for its batch, and, where every step is logged, the phases as upstream times them; and the
+seconds until the first step was done: the start of Python, the model and compiling, for which later
+ways find a cache.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,14 +59,15 @@ class Arm:
     Args:
         patched: with the patches that are applied by default.
         log_every: upstream's --log-freq.
-        more, less: a patch besides those, and one of them left out.
+        less: one of those left out.
+        at_hand: no loader behind its first batches.
         deterministic: --deterministic-cuda.
     """
 
     patched: bool = True
     log_every: int = BLOCK
-    more: str = ""
     less: str = ""
+    at_hand: bool = False
     deterministic: bool = False
 
     @property
@@ -69,19 +75,38 @@ class Arm:
         if not self.patched:
             return "upstream"
         logged = "" if self.log_every > 1 else ", every step logged"
-        more = f" +{self.more}" if self.more else ""
         less = f" -{self.less}" if self.less else ""
-        return f"overlay{more}{less}{logged}{', deterministic' if self.deterministic else ''}"
+        at_hand = ", batches at hand" if self.at_hand else ""
+        kernels = ", deterministic" if self.deterministic else ""
+        return f"overlay{less}{logged}{at_hand}{kernels}"
 
 
 ARMS = (
     Arm(patched=False, log_every=1),
     Arm(log_every=1),
     Arm(),
-    Arm(more="accumulators_on_device"),
-    Arm(more="accumulators_on_device", less="finite_guard"),
+    Arm(less="accumulators_on_device"),
+    Arm(less="finite_guard"),
+    Arm(at_hand=True),
     Arm(deterministic=True),
 )
+
+
+class AtHand:
+    """A loader that asks for its first batches only, and gives those again and again."""
+
+    def __init__(self, loader: Any, count: int = 4) -> None:
+        self._loader, self._count = loader, count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        first = list(itertools.islice(self._loader, self._count))
+        yield from itertools.islice(itertools.cycle(first), len(self))
 
 
 def child(order: dict[str, Any]) -> None:
@@ -91,25 +116,43 @@ def child(order: dict[str, Any]) -> None:
 
     arm, began = Arm(**order["arm"]), time.perf_counter()
     if arm.patched:
-        names = [name for name in (*defaults(), arm.more) if name not in ("", arm.less)]
-        apply(only=names)
+        apply(only=[name for name in defaults() if name != arm.less])
     elif order["device"] == "cpu":
         apply(only=["cpu_training"])  # without it upstream does not start here
-    from speculators.train.trainer import Trainer
+    from speculators.train import trainer
 
-    done: list[float] = []
-    step = Trainer._schedulers_step  # the last thing of a step, under our patches as well
+    said: dict[str, list[Any]] = {"done": [], "waited": [], "phases": []}
+    step = trainer.Trainer._schedulers_step  # the last of a step, under our patches as well
+    epoch, mark = trainer.Trainer.train_epoch, trainer._StepTimer.mark_value
+    phases = trainer._StepTimer.profile
 
     def noted(self: Any) -> None:
         step(self)
-        done.append(time.perf_counter() - began)
+        said["done"].append(time.perf_counter() - began)
 
-    Trainer._schedulers_step = noted
+    def waited(self: Any, name: str, value: float) -> None:
+        # Called for each step when its batch is there, with the end of the step before.
+        said["waited"].append(time.perf_counter() - value)
+        mark(self, name, value)
+
+    def profiled(self: Any, tokens: int) -> Any:
+        found = phases(self, tokens)
+        said["phases"].append({k: v for k, v in (found or {}).items() if k.endswith("_ms")})
+        return found
+
+    def at_hand(self: Any, *given: Any, **named: Any) -> Any:
+        self.train_loader = AtHand(self.train_loader)
+        return epoch(self, *given, **named)
+
+    trainer.Trainer._schedulers_step = noted
+    trainer._StepTimer.mark_value, trainer._StepTimer.profile = waited, profiled
+    if arm.at_hand:
+        trainer.Trainer.train_epoch = at_hand
     sys.argv = ["speculators.train", *order["flags"]]
     try:
         runpy.run_module("speculators.train", run_name="__main__", alter_sys=True)
     finally:
-        Path(order["times"]).write_text(json.dumps(done))
+        Path(order["times"]).write_text(json.dumps(said))
 
 
 def blocks(done: list[float]) -> dict[str, Any]:
@@ -126,6 +169,24 @@ def blocks(done: list[float]) -> dict[str, Any]:
         "median": round(statistics.median(found), 5), "min": round(min(found), 5),
         "max": round(max(found), 5), "blocks": len(found), "steps_a_block": BLOCK,
     }  # fmt: skip
+
+
+def waits(said: dict[str, list[Any]]) -> dict[str, Any]:
+    """What the trainer said of its time, after the first third of the steps: medians.
+
+    `waited_s` is of Python's waiting for a batch, which is the GPU's only where it has run out of
+    work; `phases_s`, where every step is logged, of the phases between which upstream waits for the
+    GPU.
+    """
+    late = said["waited"][len(said["waited"]) // 3 :]
+    found: dict[str, Any] = {"waited_s": round(statistics.median(late), 5)}
+    if len(said["phases"]) == len(said["done"]):
+        logged = said["phases"][len(said["phases"]) // 3 :]
+        found["phases_s"] = {
+            name.removesuffix("_ms"): round(statistics.median(x[name] for x in logged) / 1000, 5)
+            for name in logged[0]
+        }
+    return found
 
 
 def run(arm: Arm, work: Path, flags: list[str], device: str, timeout_s: float) -> dict[str, Any]:
@@ -153,10 +214,11 @@ def run(arm: Arm, work: Path, flags: list[str], device: str, timeout_s: float) -
     if code or not times.exists():
         last = log.read_text(errors="replace").strip().splitlines()[-25:]
         return record | {"error": [f"exit code {code}" if isinstance(code, int) else code, *last]}
-    moments = json.loads(times.read_text())
+    told = json.loads(times.read_text())
+    moments = told["done"]
     record |= {"steps": len(moments), "first_step_s": round(moments[0], 1)}
     try:
-        return record | {"step_s": blocks(moments)}
+        return record | {"step_s": blocks(moments)} | waits(told)
     except ValueError as error:
         return record | {"error": [f"{error}; give more --times"]}
 
@@ -216,7 +278,10 @@ def main(
                 found = run(named[name], work, flags, device, timeout)
             record["arms"].append(found)
             path.write_text(json.dumps(record, indent=1) + "\n")
-            print(json.dumps({k: found.get(k) for k in ("name", "step_s", "error")}), flush=True)
+            print(
+                json.dumps({k: found.get(k) for k in ("name", "step_s", "waited_s", "error")}),
+                flush=True,
+            )
     finally:
         shutil.rmtree(work, ignore_errors=True)
     print(f"written: {path}")

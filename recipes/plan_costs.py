@@ -21,15 +21,15 @@ DRAFTER_BYTES = 1_855_768_160
 CHECKPOINT_BYTES = 2_250_000_000
 BODY_FP8_BYTES = 27e9
 VOCABULARY = 262_144
-# Measured on an H100 80GB with upstream 0.9.0 and the patches quick_draft_masks and
-# accuracy_without_waiting, 4096 packed tokens, ttt_steps 3, eager loss, batches already on the
-# device (benchmarks/results/train_step_host_h100.json). What the trainer's other patches (its
-# checks for finite values, its own counts) add to a step is not in it: at least so long.
-H100_STEP_S = 0.041
-# What deterministic kernels make of it, measured without those patches (the same file).
-DETERMINISTIC_FACTOR = 1.26
-# What each position trained beyond the third adds to a step: ttt_steps 5 takes 1.67 of it, both at
-# 4096 and at 8192 tokens, without those patches (benchmarks/results/train_step_h100.json).
+# A step of upstream's trainer 0.9.0 with the patches that are applied by default, on an H200: 4096
+# packed tokens, ttt_steps 3, eager loss, every tenth step logged, hidden states read from files in
+# memory by 6 workers (benchmarks/results/trainer_rate_h200.json).
+TRAINER_STEP_S = 0.055
+# What deterministic kernels make of it (the same file, measured without accumulators_on_device;
+# with that patch they make the bare step 1.03 times as long, train_step_host_h200.json).
+DETERMINISTIC_FACTOR = 1.14
+# What each position trained beyond the third adds to a step: ttt_steps 5 takes 1.67 of upstream's
+# bare one, both at 4096 and at 8192 tokens (benchmarks/results/train_step_h100.json).
 POSITION_SHARE = 0.33
 # One exact checkpoint: trained weights and two moments in float32 (benchmarks/checkpoint_stall.py).
 EXACT_CHECKPOINT_BYTES = 1_190_000_000
@@ -91,16 +91,17 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
     elif preset == "dgx-spark":
         yield "time: extraction first, then training; not measured on this machine"
     else:
-        step_s = H100_STEP_S * step_factor(recipe.ttt_steps)
+        step_s = TRAINER_STEP_S * step_factor(recipe.ttt_steps)
         hours = steps * recipe.seq_len / 4096 * step_s / 3600
         yield (
             f"time: at least {hours:.1f} h of training steps ({step_s:.3f} s for 4096 tokens at "
-            f"ttt_steps={recipe.ttt_steps} on an H100 80GB); what extraction adds is not measured"
+            f"ttt_steps={recipe.ttt_steps}, from upstream's trainer on an H200); what extraction "
+            "adds is not measured"
         )
     if recipe.deterministic:
         yield (
-            f"time: deterministic=true made upstream's own step {DETERMINISTIC_FACTOR} times as "
-            "long (an H100, ttt_steps 3); with today's patches not measured, and not counted above"
+            f"time: deterministic=true made the trainer's step {DETERMINISTIC_FACTOR} times as "
+            "long (an H200, ttt_steps 3), not counted above"
         )
     memory = 121e9 if preset == "dgx-spark" else 80e9
     trainer = (

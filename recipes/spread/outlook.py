@@ -61,7 +61,7 @@ def rates(recipe: Recipe, preset: str) -> Rates:
 def _known_trainer(preset: str) -> float:
     if preset == "dgx-spark":  # the published run, extraction included: at least this
         return plan_costs.PUBLISHED_STEPS_PER_HOUR * 4096 / 3600
-    return 4096 / plan_costs.H100_STEP_S
+    return 4096 / plan_costs.TRAINER_STEP_S
 
 
 def lines(recipe: Recipe, preset: str, run_dir: Path) -> Iterator[str]:

@@ -32,7 +32,7 @@ def test_blocks_leave_out_the_first_third_and_what_is_left_over() -> None:
 @pytest.mark.nightly
 def test_the_real_trainer_is_timed_with_and_without_the_overlay(tmp_path: Path) -> None:
     out = tmp_path / "rate.json"
-    arms = ("upstream", "overlay +accumulators_on_device")
+    arms = ("upstream", "overlay -finite_guard", "overlay, batches at hand")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.trainer_rate", "--divide", "16", "--tokens", "128",
          "--samples", "12", "--times", "6", "--workers", "1", "--out", str(out),
@@ -46,3 +46,7 @@ def test_the_real_trainer_is_timed_with_and_without_the_overlay(tmp_path: Path) 
         assert arm["steps"] == 64  # nine tenths of 72 conversations, one a step
         assert arm["step_s"]["blocks"] >= 3
         assert 0 < arm["step_s"]["min"] <= arm["step_s"]["median"] <= arm["step_s"]["max"]
+        assert 0 < arm["waited_s"] < arm["step_s"]["max"]
+    phases = found[0]["phases_s"]
+    assert {"queue", "h2d", "fwd", "bwd", "opt", "step"} <= set(phases)
+    assert not any("phases_s" in arm for arm in found[1:])  # every tenth step is logged

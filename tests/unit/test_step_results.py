@@ -1,4 +1,4 @@
-"""What is said about a training step's speed on an H100, against the file it was read from."""
+"""What is said about a training step on an H100 and an H200, against the files it was read from."""
 
 from __future__ import annotations
 
@@ -8,42 +8,100 @@ from typing import Any
 
 import pytest
 
-from recipes.plan_costs import DETERMINISTIC_FACTOR, H100_STEP_S
+from recipes.plan_costs import DETERMINISTIC_FACTOR, TRAINER_STEP_S
 from speculators_patches import patches
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 QUICK = ("quick_draft_masks", "accuracy_without_waiting")
+ALL = (*QUICK, "accumulators_on_device")
 
 
-def settings() -> dict[tuple[Any, ...], dict[str, Any]]:
-    found = json.loads((RESULTS / "train_step_host_h100.json").read_text())["settings"]
+def settings(gpu: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    found = json.loads((RESULTS / f"train_step_host_{gpu}.json").read_text())["settings"]
     return {
         (*one["setting"]["patches"], *["deterministic"] * one["setting"]["deterministic"]): one
         for one in found
     }
 
 
-def test_both_patches_train_the_same_bits_in_four_fifths_of_the_time() -> None:
-    found = settings()
+def step_s(found: dict[tuple[Any, ...], dict[str, Any]], *names: str) -> float:
+    return float(found[names]["step_s"]["median"])
+
+
+def test_two_patches_train_the_same_bits_in_four_fifths_of_the_time() -> None:
+    found = settings("h100")
     upstream = found[()]
     for names, share in ((QUICK[:1], 0.89), (QUICK[1:], 0.92), (QUICK, 0.81)):
         assert found[names]["weights_sha256"] == upstream["weights_sha256"]
         assert found[names]["losses"] == upstream["losses"]
-        ratio = found[names]["step_s"]["median"] / upstream["step_s"]["median"]
-        assert ratio == pytest.approx(share, abs=0.005)
-    assert found[QUICK]["step_s"]["median"] == pytest.approx(H100_STEP_S, abs=0.0005)
+        assert step_s(found, *names) / step_s(found) == pytest.approx(share, abs=0.005)
+    assert step_s(found, "deterministic") / step_s(found) == pytest.approx(1.26, abs=0.005)
+
+
+@pytest.mark.parametrize(("kernels", "times"), [((), 1.43), (("deterministic",), 1.60)])
+def test_three_patches_train_the_same_bits_a_third_faster(
+    kernels: tuple[str, ...], times: float
+) -> None:
+    found = settings("h200")
+    for names in (QUICK, ALL):
+        assert found[*names, *kernels]["weights_sha256"] == found[kernels]["weights_sha256"]
+        assert found[*names, *kernels]["losses"] == found[kernels]["losses"]
+    faster = step_s(found, *kernels) / step_s(found, *ALL, *kernels)
+    assert faster == pytest.approx(times, abs=0.005)
+    alone = step_s(found, *ALL, *kernels) / step_s(found, *QUICK, *kernels)
+    assert alone == pytest.approx(0.82 if kernels else 0.95, abs=0.005)
+
+
+def test_the_table_of_the_h200_is_the_file() -> None:
+    found, said = settings("h200"), (RESULTS.parent / "README.md").read_text()
+    for names in ((), QUICK, ALL):
+        for kernels in ((), ("deterministic",)):
+            one = found[*names, *kernels]
+            least, median, most = (1000 * one["step_s"][of] for of in ("min", "median", "max"))
+            share = f"{one['step_s']['median'] / found[()]['step_s']['median']:.2f}".lstrip("0")
+            forward, idle = 1000 * one["phases_s"]["forward"], 1000 * one["idle_s"]
+            share = "1" if not names and not kernels else share
+            share = "**.70**" if share == ".70" else share
+            row = f"{median:.1f} ({least:.1f}-{most:.1f}) | {share} | {forward:.1f} | {idle:.1f} |"
+            assert f"| {row} " in said, row
 
 
 def test_what_deterministic_kernels_cost() -> None:
-    found = settings()
-    kernels, upstream = found[("deterministic",)], found[()]
-    ratio = kernels["step_s"]["median"] / upstream["step_s"]["median"]
-    assert ratio == pytest.approx(DETERMINISTIC_FACTOR, abs=0.005)
+    found = settings("h200")
+    bare = step_s(found, *ALL, "deterministic") / step_s(found, *ALL)
+    assert bare == pytest.approx(1.03, abs=0.005)
+    assert step_s(found, "deterministic") == pytest.approx(0.054, abs=0.0005)
+    assert step_s(found) == pytest.approx(0.047, abs=0.0005)
+
+
+def test_what_plan_takes_for_a_step_of_the_trainer() -> None:
+    arms = json.loads((RESULTS / "trainer_rate_h200.json").read_text())["arms"]
+    found = {arm["name"]: arm["step_s"]["median"] for arm in arms}
+    said = (RESULTS.parent / "README.md").read_text()
+    for arm in arms:
+        least, median, most = (1000 * arm["step_s"][of] for of in ("min", "median", "max"))
+        assert f"{median:.1f} ({least:.1f}-{most:.1f})" in said, arm["name"]
+    today = found["overlay +accumulators_on_device"]  # by default since
+    assert today == pytest.approx(TRAINER_STEP_S, abs=0.0005)
+    kernels = found["overlay, deterministic"] / found["overlay"]
+    assert kernels == pytest.approx(DETERMINISTIC_FACTOR, abs=0.005)
+    assert found["upstream"] / today == pytest.approx(1.47, abs=0.005)
 
 
 def test_what_is_worth_it_is_applied_unasked() -> None:
     default = {patch.name for patch in patches.table().values() if patch.default}
-    assert default.issuperset(QUICK)
+    assert default.issuperset(ALL)
+
+
+def test_a_killed_run_at_real_size_is_the_one_that_was_not() -> None:
+    found = json.loads((RESULTS / "kill_and_resume_deterministic_h200.json").read_text())
+    assert found["size"]["divide"] == 1
+    assert found["bitwise_equal"]
+    assert not found["unequal"]
+    assert (found["steps"], found["files_compared"]) == (112, 2)
+    (kill,) = found["kills"]
+    assert kill["was_writing"]
+    assert 0 < kill["committed_step"] < found["steps"]
 
 
 def test_where_a_run_with_deterministic_kernels_left_the_one_that_was_not_killed() -> None:

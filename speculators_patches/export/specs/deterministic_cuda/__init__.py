@@ -34,11 +34,12 @@ SPEC = Spec(
             risk="""
                 Nothing changes without the flag. With it an operation that has no deterministic
                 kernel raises with its name (EAGLE-3 has none), and training is slower: with
-                deterministic kernels alone a step on an H100 took 64 instead of 51 ms. Inputs whose
-                length varies are compiled for each length; P-EAGLE's are not, and its first step
-                after a resume still runs other code. That a whole run on a GPU then repeats
-                itself has not been shown yet. The fused losses are
-                not covered: their Triton kernels choose their tile by timing whatever the mode.
+                it a step on an H200 took 54 instead of 47 ms, most of the difference spent on the
+                host. Inputs whose length varies are compiled for each length; P-EAGLE's are not,
+                and its first step after a resume still runs other code. An EAGLE-3 run on an H200,
+                killed and resumed, had the weights of one that was left alone, bitwise. The fused
+                losses are not covered: their Triton kernels choose their tile by timing whatever
+                the mode.
                 """,
             reproduction="reproduce.py",
             files={
