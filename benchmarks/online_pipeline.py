@@ -5,10 +5,11 @@
         --rows 60 --length 120 --workers 2 --share 0.4       # a CPU
 
 Per memory share: the recipe's extraction server with Gemma 4 26B-A4B's shape and random FP8 weights
-(`random_body`), upstream's data set, packing and collation with this project's patches, and the
-real drafter's step (`real_size.Training`) in this process. Four arms of `--seconds`, which begin
-when the first batch is there (twelve workers take longer to start than an arm), the first half of
-each unmeasured, since workers have batches ready before the first is asked for:
+(`random_body`), upstream's data set, packing and collation, and the real drafter's step
+(`real_size.Training`) in this process, with the patches that the recipe applies. Four arms of
+`--seconds`, which begin when the first batch is there (twelve workers take longer to start than an
+arm), the first half of each unmeasured, since workers have batches ready before the first is asked
+for:
 
 - training: the step alone, on one batch that stays in pinned memory;
 - extraction: the loader alone, with its workers;
@@ -18,10 +19,10 @@ each unmeasured, since workers have batches ready before the first is asked for:
 Reported: tokens and conversations a second, the share of the time in which the step waited for a
 batch, and how far trainer and producer are from what either does alone. `foretold` is the model
 behind `plan`: the GPU's work for both takes turns, so a token costs what it costs either alone,
-added up. A share at which vLLM does not start is recorded with its reason, each arm when it is
-done (`unfinished`: the others of this share are not); logs lie beside the result. Rows have random
-tokens and the published run's mean length; prefix caching is off, since rows here are read again
-and again.
+added up. A share at which vLLM does not start, or ends, is recorded with its reason, each arm when
+it is done (`unfinished`: the others of this share are not); logs lie beside the result. Rows have
+random tokens and the published run's mean length; prefix caching is off, since rows here are read
+again and again.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ from benchmarks.random_body import LAYERS, VOCABULARY, write_body, write_tokeniz
 from benchmarks.train_step import turn
 
 RESULTS = Path(__file__).parent / "results"
-PATCHES = ("cpu_training", "durable_responses", "several_producers", "wait_for_producer")
+PATCHES = (
+    "durable_responses",
+    "several_producers",
+    "wait_for_producer",
+)  # besides the default ones
 TARGETS = (2, 15, 27)
 
 
@@ -155,6 +160,14 @@ class Step:
         synchronise(self._device)
 
 
+def alive(url: str) -> bool:
+    """Whether the server says that it is well."""
+    try:
+        return httpx.get(f"{url}/health", timeout=30).is_success
+    except httpx.HTTPError:
+        return False
+
+
 @contextmanager
 def server(order: dict[str, Any], share: float, folder: Path) -> Iterator[str]:
     """The recipe's extraction server at this share of the memory; its address."""
@@ -187,13 +200,16 @@ def server(order: dict[str, Any], share: float, folder: Path) -> Iterator[str]:
 
 
 def stop_workers(batches: Any) -> None:
-    """Ends the loader's workers. Each waits long for a server that is gone, so: before that."""
-    if batches._iterator is not None:
-        with suppress(
-            RuntimeError
-        ):  # one that aborts on its way out; the rest are ended all the same
-            batches._iterator._shutdown_workers()
-        batches._iterator = None
+    """Ends the loader's workers; one that waits for its row is given 5 s.
+
+    What they were asked for ahead would be made beside the next arm otherwise, and for a server
+    that is gone they wait long.
+    """
+    if batches._iterator is None:
+        return
+    with suppress(RuntimeError):  # a worker that aborts on its way out: torch ends the others too
+        batches._iterator._shutdown_workers()
+    batches._iterator = None
 
 
 def measure(
@@ -206,11 +222,16 @@ def measure(
     """All arms at one memory share; `keep` gets those that are done after each."""
     import torch
 
+    from recipes.vllm_server import ServerError
+
     lock = Path(order["lock"])
     arms: dict[str, dict[str, Any]] = {}
 
     def done(name: str, work: Any, batches: Iterator[dict[str, Any]]) -> None:
         arms[name] = timed(work, batches, order["seconds"])
+        stop_workers(ahead)
+        if not alive(url):
+            raise ServerError(f"The server did not answer after the arm {name!r}.")
         print(json.dumps({"share": share, "arm": name, **arms[name]}), flush=True)
         keep({"share": share, "arms": arms, "unfinished": True})
 
@@ -219,7 +240,7 @@ def measure(
             url = held.enter_context(server(order, share, folder))
             alone = loader(order, url, folder / "states", 0)
             ahead = loader(order, url, folder / "states", order["workers"])
-            held.callback(stop_workers, ahead)
+            held.callback(stop_workers, ahead)  # before the server ends
             one = next(iter(alone))
             for _ in range(3):
                 step(one)  # compiles
@@ -238,9 +259,14 @@ def measure(
 
 
 def compared(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:
-    """What the four arms say together; None where nothing was waited for in turn either."""
+    """What the four arms say together; None where an arm got no tokens, or waited for none."""
     side, turns = arms["side by side"], arms["in turn"]
     rates = {name: arm["tokens_s"] for name, arm in arms.items()}
+    if not all(rates.values()):
+        return dict.fromkeys(
+            ("foretold_tokens_s", "foretold_error", "trainer_load", "producer_load",
+             "hidden_by_prefetch")
+        )  # fmt: skip
     foretold = 1 / (1 / rates["training"] + 1 / rates["extraction"])
     waits = [arm["waiting_share"] / arm["tokens_s"] for arm in (side, turns)]
     return {
@@ -274,8 +300,9 @@ def main(
     from recipes.environment import command_line, describe
     from recipes.vllm_server import ServerError
     from speculators_patches import apply
+    from speculators_patches.overlay import defaults
 
-    apply(only=PATCHES)
+    apply(only=[*defaults(), *PATCHES])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     path = out or RESULTS / f"online_pipeline_{device}.json"
     record: dict[str, Any] = {
@@ -312,9 +339,9 @@ def main(
 
             try:
                 keep(measure(order, one, Path(work), step, keep))
-            except ServerError as error:  # another share may do
-                (so_far,) = record["shares"][len(before) :] or ({"share": one},)
-                keep({**so_far, "error": error.sentence})
+            except (ServerError, httpx.HTTPError, torch.OutOfMemoryError) as error:
+                (so_far,) = record["shares"][len(before) :] or ({"share": one},)  # another may do
+                keep({**so_far, "error": getattr(error, "sentence", str(error))})
                 print(f"share {one}: {error}", file=sys.stderr)
     print(f"written: {path}")
     if any("error" in found for found in record["shares"]):

@@ -99,8 +99,8 @@ def costs(
     """Break-even rows: each engine with n > 0 beside the one without speculation of its KV type.
 
     Rows that something else held up (`disturbed`) are no costs and left out. With `device` the
-    device's own work of a step (`busy_s`) counts in place of its duration, which no host holds up:
-    what a host that is never behind would come to.
+    device's own work of a step (`busy_s`, drafting included) counts in place of its duration: no
+    host holds it up, so this is what a host that is never behind would come to.
     """
     whole = "busy_s" if device else "step_s"
     held_up = set() if device else disturbed(engines)
@@ -120,12 +120,13 @@ def costs(
         plain = base.get((engine.kv, requests))
         if engine.n == 0 or plain is None or (engine, requests) in held_up:
             continue
-        verify = row[whole] - row["draft_s"]
+        # Timed by events, drafting has the device's idle time in it: no part of its own work.
+        draft_s = 0.0 if device else row["draft_s"]
         synthetic = acceptance and engine.drafting == "greedy"
         how = f"vLLM's synthetic acceptance {acceptance:g}" if synthetic else "real acceptance"
         work = ", the device's own work" if device else ""
         cost = StepCost(
-            engine.n, requests, plain, verify, row["draft_s"],
+            engine.n, requests, plain, row[whole] - draft_s, draft_s,
             f"random weights, {how}{work}", f"{engine.drafting}, {engine.kv} KV",
         )  # fmt: skip
         made.append(cost.to_json())

@@ -8,9 +8,10 @@
 makes them; each file stands for `--times` conversations, so that they come from memory as those of
 a producer do), in each of these ways, one process after another:
 
-- upstream: no patch, every step logged (its default);
+- upstream: no patch, every tenth step logged, as the recipe does (`log_every`);
+- upstream, every step logged: its default, and it waits for the GPU at each phase of such a step;
 - overlay, every step logged: what `speculators_patches run` applies by itself;
-- overlay: the same, every tenth step logged, as the recipe does (`log_every`);
+- overlay: the same, every tenth step logged;
 - overlay -PATCH: without one that is applied by default (`finite_guard` asks the GPU for its
   verdict on each step, so what that costs is to be known);
 - overlay, batches at hand: the loader's first batches again and again, so that the rest of it costs
@@ -19,9 +20,9 @@ a producer do), in each of these ways, one process after another:
 
 Reported: seconds a step, median over blocks of ten that begin after the first third (least and
 most beside it), all in one epoch and without a checkpoint; how long of each the trainer's Python
-waited for its batch, and, where every step is logged, the phases as upstream times them; and the
-seconds until the first step was done: the start of Python, the model and compiling, for which later
-ways find a cache.
+waited for its batch (`waited_s`, median), and, where every step is logged, the phases as upstream
+times them; and the seconds until the first step was done: the start of Python, the model and
+compiling, for which later ways find a cache.
 """
 
 from __future__ import annotations
@@ -72,17 +73,16 @@ class Arm:
 
     @property
     def name(self) -> str:
-        if not self.patched:
-            return "upstream"
         logged = "" if self.log_every > 1 else ", every step logged"
         less = f" -{self.less}" if self.less else ""
         at_hand = ", batches at hand" if self.at_hand else ""
         kernels = ", deterministic" if self.deterministic else ""
-        return f"overlay{less}{logged}{at_hand}{kernels}"
+        return f"{'overlay' if self.patched else 'upstream'}{less}{logged}{at_hand}{kernels}"
 
 
 ARMS = (
     Arm(patched=False, log_every=1),
+    Arm(patched=False),
     Arm(log_every=1),
     Arm(),
     Arm(less="accumulators_on_device"),
@@ -92,11 +92,16 @@ ARMS = (
 )
 
 
-class AtHand:
-    """A loader that asks for its first batches only, and gives those again and again."""
+class Watched:
+    """Upstream's loader, and how long each batch was waited for.
 
-    def __init__(self, loader: Any, count: int = 4) -> None:
-        self._loader, self._count = loader, count
+    Args:
+        waited: gets the seconds, batch by batch.
+        at_hand: asks for the first four batches only, and gives those again and again.
+    """
+
+    def __init__(self, loader: Any, waited: list[float], at_hand: bool) -> None:
+        self._loader, self._waited, self._at_hand = loader, waited, at_hand
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -105,8 +110,18 @@ class AtHand:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        first = list(itertools.islice(self._loader, self._count))
-        yield from itertools.islice(itertools.cycle(first), len(self))
+        batches = iter(self._loader)
+        if self._at_hand:
+            first = list(itertools.islice(batches, 4))
+            batches = itertools.islice(itertools.cycle(first), len(self))
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waited.append(time.perf_counter() - began)
+            yield batch
 
 
 def child(order: dict[str, Any]) -> None:
@@ -123,31 +138,23 @@ def child(order: dict[str, Any]) -> None:
 
     said: dict[str, list[Any]] = {"done": [], "waited": [], "phases": []}
     step = trainer.Trainer._schedulers_step  # the last of a step, under our patches as well
-    epoch, mark = trainer.Trainer.train_epoch, trainer._StepTimer.mark_value
-    phases = trainer._StepTimer.profile
+    epoch, phases = trainer.Trainer.train_epoch, trainer._StepTimer.profile
 
     def noted(self: Any) -> None:
         step(self)
         said["done"].append(time.perf_counter() - began)
-
-    def waited(self: Any, name: str, value: float) -> None:
-        # Called for each step when its batch is there, with the end of the step before.
-        said["waited"].append(time.perf_counter() - value)
-        mark(self, name, value)
 
     def profiled(self: Any, tokens: int) -> Any:
         found = phases(self, tokens)
         said["phases"].append({k: v for k, v in (found or {}).items() if k.endswith("_ms")})
         return found
 
-    def at_hand(self: Any, *given: Any, **named: Any) -> Any:
-        self.train_loader = AtHand(self.train_loader)
-        return epoch(self, *given, **named)
+    def watched(self: Any, *given: Any, **named: Any) -> Any:
+        self.train_loader = Watched(self.train_loader, said["waited"], arm.at_hand)
+        return epoch(self, *given, **named)  # one: --epochs 1
 
-    trainer.Trainer._schedulers_step = noted
-    trainer._StepTimer.mark_value, trainer._StepTimer.profile = waited, profiled
-    if arm.at_hand:
-        trainer.Trainer.train_epoch = at_hand
+    trainer.Trainer._schedulers_step, trainer.Trainer.train_epoch = noted, watched
+    trainer._StepTimer.profile = profiled
     sys.argv = ["speculators.train", *order["flags"]]
     try:
         runpy.run_module("speculators.train", run_name="__main__", alter_sys=True)
@@ -175,8 +182,8 @@ def waits(said: dict[str, list[Any]]) -> dict[str, Any]:
     """What the trainer said of its time, after the first third of the steps: medians.
 
     `waited_s` is of Python's waiting for a batch, which is the GPU's only where it has run out of
-    work; `phases_s`, where every step is logged, of the phases between which upstream waits for the
-    GPU.
+    work. `phases_s`, where every step is logged, is of the phases between which upstream waits for
+    the GPU; its `queue` and `fetch` begin before the logging of the step before.
     """
     late = said["waited"][len(said["waited"]) // 3 :]
     found: dict[str, Any] = {"waited_s": round(statistics.median(late), 5)}

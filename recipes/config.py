@@ -101,9 +101,9 @@ class Recipe:
     deterministic: bool = _setting(
         False,
         "on a GPU: asks for kernels that sum in one order and do not depend on earlier steps, so "
-        "that a resumed run of the same hidden states is the uninterrupted one to the last bit "
-        "(shown on an H200); made the trainer's step there 1.14 times as long; with "
-        "drafter_kind=peagle it is not the same, as the first step after a resume runs other code",
+        "that a resumed run of the same hidden states can be the uninterrupted one to the last bit "
+        "(one was, on an H200, killed once); `plan` says what they cost; with drafter_kind=peagle "
+        "it is not, as the first step after a resume runs other code",
     )
     log_every: int = _setting(
         10,

@@ -25,9 +25,11 @@ VOCABULARY = 262_144
 # packed tokens, ttt_steps 3, eager loss, every tenth step logged, hidden states read from files in
 # memory by 6 workers (benchmarks/results/trainer_rate_h200.json).
 TRAINER_STEP_S = 0.055
-# What deterministic kernels make of it (the same file, measured without accumulators_on_device;
-# with that patch they make the bare step 1.03 times as long, train_step_host_h200.json).
-DETERMINISTIC_FACTOR = 1.14
+# The step alone there, with its batch on the device (benchmarks/results/train_step_host_h200.json).
+BARE_STEP_S = 0.033
+# What deterministic kernels made of the trainer's step (trainer_rate_h200.json, without the patch
+# accumulators_on_device), and make of the bare one with it (train_step_host_h200.json).
+DETERMINISTIC_TRAINER, DETERMINISTIC_BARE = 1.14, 1.03
 # What each position trained beyond the third adds to a step: ttt_steps 5 takes 1.67 of upstream's
 # bare one, both at 4096 and at 8192 tokens (benchmarks/results/train_step_h100.json).
 POSITION_SHARE = 0.33
@@ -49,8 +51,13 @@ def steps_of(recipe: Recipe) -> int:
 
 
 def step_factor(ttt_steps: int) -> float:
-    """A training step's time relative to the one at ttt_steps 3, which was measured."""
+    """A bare training step's time relative to the one at ttt_steps 3, which was measured."""
     return max(0.2, 1 + POSITION_SHARE * (ttt_steps - 3))
+
+
+def trainer_step_s(ttt_steps: int) -> float:
+    """Seconds for 4096 tokens in upstream's trainer; positions only lengthen the step itself."""
+    return TRAINER_STEP_S + BARE_STEP_S * (step_factor(ttt_steps) - 1)
 
 
 def regenerate(recipe: Recipe, preset: str) -> Iterator[str]:
@@ -91,17 +98,18 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
     elif preset == "dgx-spark":
         yield "time: extraction first, then training; not measured on this machine"
     else:
-        step_s = TRAINER_STEP_S * step_factor(recipe.ttt_steps)
+        step_s = trainer_step_s(recipe.ttt_steps)
         hours = steps * recipe.seq_len / 4096 * step_s / 3600
         yield (
-            f"time: at least {hours:.1f} h of training steps ({step_s:.3f} s for 4096 tokens at "
-            f"ttt_steps={recipe.ttt_steps}, from upstream's trainer on an H200); what extraction "
-            "adds is not measured"
+            f"time: about {hours:.1f} h of training steps ({step_s:.3f} s for 4096 tokens at "
+            f"ttt_steps={recipe.ttt_steps}, from upstream's trainer on an H200), and what "
+            "extraction adds, which is not measured"
         )
     if recipe.deterministic:
         yield (
-            f"time: deterministic=true made the trainer's step {DETERMINISTIC_FACTOR} times as "
-            "long (an H200, ttt_steps 3), not counted above"
+            f"time: deterministic=true is not counted above; on an H200 (ttt_steps 3) the step "
+            f"alone takes {DETERMINISTIC_BARE} times as long, and the trainer's took "
+            f"{DETERMINISTIC_TRAINER} times before the patch accumulators_on_device"
         )
     memory = 121e9 if preset == "dgx-spark" else 80e9
     trainer = (

@@ -41,7 +41,7 @@ def is_several(recipe: Recipe) -> bool:
 
 def rates(recipe: Recipe, preset: str) -> Rates:
     """What the model is given; see the settings for what can be replaced."""
-    tokens_s = recipe.trainer_tokens_s or _known_trainer(preset)
+    tokens_s = recipe.trainer_tokens_s or _known_trainer(recipe, preset)
     placement = place(recipe)
     # On one machine files stay in memory until the disk has time; on several they cross a share.
     through_disk = recipe.transfer == "file" and placement.is_spread
@@ -58,10 +58,10 @@ def rates(recipe: Recipe, preset: str) -> Rates:
     )
 
 
-def _known_trainer(preset: str) -> float:
+def _known_trainer(recipe: Recipe, preset: str) -> float:
     if preset == "dgx-spark":  # the published run, extraction included: at least this
         return plan_costs.PUBLISHED_STEPS_PER_HOUR * 4096 / 3600
-    return 4096 / plan_costs.TRAINER_STEP_S
+    return 4096 / plan_costs.trainer_step_s(recipe.ttt_steps)
 
 
 def lines(recipe: Recipe, preset: str, run_dir: Path) -> Iterator[str]:
@@ -87,12 +87,17 @@ def lines(recipe: Recipe, preset: str, run_dir: Path) -> Iterator[str]:
     given = rates(recipe, preset)
     if preset == "dgx-spark" and recipe.trainer_tokens_s is None:
         yield (
-            f"pace: at least {_known_trainer(preset):,.0f} tokens/s, which the published run did "
-            "with producer and trainer on one GPU; what either does alone is not known, so no "
-            "more is foretold (--set trainer_tokens_s=... producer_tokens_s=...)"
+            f"pace: at least {_known_trainer(recipe, preset):,.0f} tokens/s, which the published "
+            "run did with producer and trainer on one GPU; what either does alone is not known, so "
+            "no more is foretold (--set trainer_tokens_s=... producer_tokens_s=...)"
         )
         yield from _flow(recipe, given, placement)
         return
+    if recipe.trainer_tokens_s is None:
+        yield (
+            f"a trainer: {_known_trainer(recipe, preset):,.0f} tokens/s, from upstream's on an "
+            "H200 (--set trainer_tokens_s=...)"
+        )
     yield from _flow(recipe, given, placement)
     yield from _exchange(recipe, given, placement)
     yield from _outlook(recipe, given)

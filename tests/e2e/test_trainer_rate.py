@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks import trainer_rate
 from benchmarks.trainer_rate import ARMS, blocks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,10 +31,36 @@ def test_blocks_leave_out_the_first_third_and_what_is_left_over() -> None:
         assert blocks([float(n) for n in range(steps)])["blocks"] >= 3
 
 
+def test_what_is_waited_for_a_batch_is_only_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    class Loader(list[int]):
+        batch_sampler = "upstream's"
+
+        def __iter__(self) -> Iterator[int]:
+            for batch in super().__iter__():
+                clock[0] += 0.5
+                yield batch
+
+    def steps(at_hand: bool) -> tuple[list[int], list[float]]:
+        waited: list[float] = []
+        loader = trainer_rate.Watched(Loader(range(6)), waited, at_hand)
+        assert (len(loader), loader.batch_sampler) == (6, "upstream's")
+        seen = []
+        for batch in loader:
+            seen.append(batch)
+            clock[0] += 3  # the step, its logging
+        return seen, waited
+
+    monkeypatch.setattr(trainer_rate.time, "perf_counter", lambda: clock[0])
+    assert steps(at_hand=False) == ([0, 1, 2, 3, 4, 5], [0.5] * 6)
+    assert steps(at_hand=True) == ([0, 1, 2, 3, 0, 1], [0.0] * 6)
+
+
 @pytest.mark.nightly
 def test_the_real_trainer_is_timed_with_and_without_the_overlay(tmp_path: Path) -> None:
     out = tmp_path / "rate.json"
-    arms = ("upstream", "overlay -finite_guard", "overlay, batches at hand")
+    arms = ("upstream, every step logged", "overlay -finite_guard", "overlay, batches at hand")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.trainer_rate", "--divide", "16", "--tokens", "128",
          "--samples", "12", "--times", "6", "--workers", "1", "--out", str(out),
@@ -46,7 +74,8 @@ def test_the_real_trainer_is_timed_with_and_without_the_overlay(tmp_path: Path) 
         assert arm["steps"] == 64  # nine tenths of 72 conversations, one a step
         assert arm["step_s"]["blocks"] >= 3
         assert 0 < arm["step_s"]["min"] <= arm["step_s"]["median"] <= arm["step_s"]["max"]
-        assert 0 < arm["waited_s"] < arm["step_s"]["max"]
+        assert 0 <= arm["waited_s"] < arm["step_s"]["max"]
+    assert found[2]["waited_s"] < min(found[0]["waited_s"], found[1]["waited_s"])
     phases = found[0]["phases_s"]
     assert {"queue", "h2d", "fwd", "bwd", "opt", "step"} <= set(phases)
     assert not any("phases_s" in arm for arm in found[1:])  # every tenth step is logged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -36,13 +37,18 @@ def test_a_device_that_does_both_in_turn_is_foretold_exactly() -> None:
     assert found["hidden_by_prefetch"] == 0.75
 
 
+def test_an_arm_without_tokens_is_compared_with_nothing() -> None:
+    given = arms(75.0, (0.8, 0.25))
+    given["extraction"]["tokens_s"] = 0.0
+    assert set(compared(given).values()) == {None}
+    assert compared(given).keys() == compared(arms(75.0, (0.8, 0.25))).keys()
+
+
 def test_nothing_to_hide_is_said_and_no_error() -> None:
     assert compared(arms(75.0, (0.0, 0.0)))["hidden_by_prefetch"] is None
 
 
 def test_a_step_longer_than_the_arm_is_measured_all_the_same() -> None:
-    import time
-
     found = timed(lambda _: time.sleep(0.05), iter([a_batch()] * 5), 0.01)
     assert found["steps"] == 1
     assert found["tokens_s"] > 0
@@ -72,62 +78,107 @@ def test_the_start_of_workers_is_no_part_of_an_arm(monkeypatch: pytest.MonkeyPat
     assert (found["tokens_s"], found["conversations_s"]) == (3, 2)
 
 
-def test_workers_are_stopped_and_a_loader_that_never_began_is_no_error() -> None:
+class Stuck:
+    """A data set whose second row never comes."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, index: int) -> int:
+        if index:
+            time.sleep(600)
+        return index
+
+
+def test_workers_are_stopped_even_stuck_ones() -> None:
     from torch.utils.data import DataLoader
 
-    batches = DataLoader(
-        list(range(100)), num_workers=2, persistent_workers=True, multiprocessing_context="spawn"
+    batches: Any = DataLoader(
+        Stuck(), num_workers=2, persistent_workers=True, multiprocessing_context="spawn"
     )
-    online_pipeline.stop_workers(batches)
+    online_pipeline.stop_workers(batches)  # it never began
     next(iter(batches))
     workers = list(batches._iterator._workers)
     online_pipeline.stop_workers(batches)
+    for worker in workers:
+        worker.join(60)
     assert not any(worker.is_alive() for worker in workers)
 
 
 class Loader:
-    """As much of upstream's as an arm uses."""
+    """As much of upstream's as an arm uses: one with workers notes what they do."""
 
-    def __init__(self, events: list[str], name: str) -> None:
-        self.batch_sampler, self._iterator = self, self
-        self._events, self._name = events, name
+    def __init__(self, events: list[str], workers: int) -> None:
+        self.batch_sampler, self._events, self._workers = self, events, workers
+        self._iterator: Loader | None = None
 
     def set_epoch(self, _: int) -> None:
         pass
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self._workers:
+            self._iterator = self
+            self._events.append("workers started")
         while True:
             yield a_batch()
 
     def _shutdown_workers(self) -> None:
-        self._events.append(f"{self._name} stopped")
+        self._events.append("workers stopped")
 
 
-def test_workers_end_before_their_server_and_each_arm_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happens in `measure` with a server that does nothing."""
+    found: list[str] = []
 
     @contextmanager
     def server(*_: Any) -> Iterator[str]:
-        yield "http://127.0.0.1:1"
-        events.append("server stopped")
+        try:
+            yield "http://127.0.0.1:1"
+        finally:
+            found.append("server stopped")
 
     monkeypatch.setattr(online_pipeline, "server", server)
-    monkeypatch.setattr(
-        online_pipeline, "loader", lambda *given: Loader(events, f"{given[-1]} workers")
-    )
+    monkeypatch.setattr(online_pipeline, "loader", lambda *given: Loader(found, given[-1]))
+    monkeypatch.setattr(online_pipeline, "alive", lambda _: True)
+    return found
+
+
+def measured(folder: Path, events: list[str], kept: list[dict[str, Any]]) -> dict[str, Any]:
+    def keep(so_far: dict[str, Any]) -> None:
+        kept.append(deepcopy(so_far))
+        events.append(f"{list(so_far['arms'])[-1]} done")
+
+    order = {"lock": str(folder / "turn"), "workers": 3, "seconds": 0.01}
+    return online_pipeline.measure(order, 0.4, folder, lambda _: None, keep)
+
+
+def test_workers_end_with_their_arm_and_each_arm_is_kept(tmp_path: Path, events: list[str]) -> None:
     kept: list[dict[str, Any]] = []
-    order = {"lock": str(tmp_path / "turn"), "workers": 3, "seconds": 0.01}
-    found = online_pipeline.measure(
-        order, 0.4, tmp_path, lambda _: None, lambda so_far: kept.append(deepcopy(so_far))
-    )
-    assert events == ["3 workers stopped", "server stopped"]
+    found = measured(tmp_path, events, kept)
+    assert events == [
+        "training done",
+        "workers started", "workers stopped", "extraction done",
+        "in turn done",
+        "workers started", "workers stopped", "side by side done",
+        "server stopped",
+    ]  # fmt: skip
     names = ["training", "extraction", "in turn", "side by side"]
     assert [list(one["arms"]) for one in kept] == [names[: n + 1] for n in range(4)]
     assert all(one["unfinished"] for one in kept)
     assert list(found["arms"]) == names
     assert "unfinished" not in found
+
+
+def test_an_arm_whose_server_has_ended_does_not_count(
+    tmp_path: Path, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(online_pipeline, "alive", lambda _: "workers started" not in events)
+    kept: list[dict[str, Any]] = []
+    with pytest.raises(ServerError, match="did not answer after the arm 'extraction'"):
+        measured(tmp_path, events, kept)
+    assert [list(one["arms"]) for one in kept] == [["training"]]
+    assert events[-2:] == ["workers stopped", "server stopped"]
 
 
 @pytest.fixture
@@ -141,7 +192,7 @@ def reverted() -> Iterator[None]:
 def test_a_share_at_which_vllm_does_not_start_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measured(_order: Any, share: float, *given: Any) -> dict[str, Any]:
+    def given_up(_order: Any, share: float, *given: Any) -> dict[str, Any]:
         if share < 0.5:
             raise ServerError("vLLM server extraction did not start: too small.")
         if share > 0.8:
@@ -150,7 +201,7 @@ def test_a_share_at_which_vllm_does_not_start_leaves_the_others(
         return {"share": share, "arms": {}}
 
     monkeypatch.setattr(online_pipeline, "Step", lambda *_: None)
-    monkeypatch.setattr(online_pipeline, "measure", measured)
+    monkeypatch.setattr(online_pipeline, "measure", given_up)
     with pytest.raises(typer.Exit) as ended:
         online_pipeline.main(
             share=[0.4, 0.7, 0.9], workers=1, seconds=1, tokens=64, rows=2, length=8, attention="",

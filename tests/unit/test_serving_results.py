@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.break_even import StepCost, acceptance_needed
 from benchmarks.serving_costs import Engine, costs, disturbed
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -61,23 +62,38 @@ def test_the_table_is_the_file(engines: list[dict[str, Any]]) -> None:
 
 def test_the_devices_own_work_grows_as_it_should(engines: list[dict[str, Any]]) -> None:
     work = [
-        {**one, "rows": [{**row, "step_s": row["busy_s"]} for row in one["rows"]]}
+        {**one, "rows": [{**row, "step_s": row["busy_s"], "draft_s": 0} for row in one["rows"]]}
         for one in engines
-        if one["engine"]["drafting"] == "greedy"
     ]
-    # Of 45 cells one does not: 12 tokens take as long as 24.
-    assert sum(len(one["rows"]) for one in work) == 45
-    assert disturbed(work) == {(Engine(2), 4)}
-    assert len(disturbed(engines)) == 27  # of 60 steps
+    assert sum(len(one["rows"]) for one in work) == 60
+    assert disturbed(work) == {(Engine(2), 4), (Engine(2, "probabilistic"), 4)}
+    assert len(disturbed(engines)) == 27
 
 
-def test_with_drafts_the_device_waits_for_the_host(engines: list[dict[str, Any]]) -> None:
+def test_with_drafts_the_device_is_idle(engines: list[dict[str, Any]]) -> None:
     idle: dict[bool, list[float]] = {True: [], False: []}
     for one in engines:
         for row in one["rows"]:
             idle[one["engine"]["n"] > 0].append(1000 * (row["step_s"] - row["busy_s"]))
-    assert max(idle[False]) < 0.2
+    assert max(idle[False]) == pytest.approx(0.16)
     assert [round(of(idle[True]), 1) for of in (min, median, max)] == [0.2, 2.6, 6.9]
+    greedy, drawn = rows(engines, Engine(6))[2], rows(engines, Engine(6, "probabilistic"))[2]
+    found = [round(1000 * (row["step_s"] - row["busy_s"]), 1) for row in (greedy, drawn)]
+    assert found == [6.8, 0.3]
+    assert greedy["launches"] < drawn["launches"]
+
+
+def test_what_the_steps_themselves_need(engines: list[dict[str, Any]]) -> None:
+    plain = rows(engines, Engine(0))[1]["step_s"]
+    for n, needed in ((1, 0.83), (4, 0.63)):
+        whole = StepCost(n, 1, plain, rows(engines, Engine(n))[1]["step_s"], 0.0)
+        assert acceptance_needed(whole) == pytest.approx(needed, abs=0.005)
+
+
+def test_device_costs_stand_in_the_file(engines: list[dict[str, Any]]) -> None:
+    found = json.loads((BENCHMARKS / "results" / "serving_steps_h200.json").read_text())
+    assert found["device_costs"] == costs(engines, 0.7, device=True)
+    assert len(found["device_costs"]) == 50
 
 
 def test_most_of_what_one_draft_adds_is_attention(engines: list[dict[str, Any]]) -> None:

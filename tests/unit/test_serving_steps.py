@@ -37,6 +37,22 @@ def test_each_engine_stands_beside_the_plain_one_of_its_kv_cache() -> None:
     assert found[0]["needed"] == pytest.approx(0.3660254)
 
 
+def test_the_devices_own_work_is_a_cost_of_its_own() -> None:
+    plain, two = timed(0, "fp8", 0.011), timed(2, "fp8", 0.045, 0.020)
+    assert costs([plain, two], 0.7, device=True) == []  # no profile, as on a CPU
+    plain["rows"][0]["busy_s"], two["rows"][0]["busy_s"] = 0.010, 0.015
+    # Drafting as events time it is longer here than all of the device's work: it waited in between.
+    (found,) = costs([plain, two], 0.7, device=True)
+    assert (found["base_s"], found["verify_s"], found["draft_s"]) == (0.010, 0.015, 0)
+    assert found["needed"] == pytest.approx(0.3660254)  # 1 + c + c^2 = 1.5
+    assert "the device's own work" in found["how"]
+    # A step that took longer than one with more to do is no cost, but the work in it is one.
+    four = timed(4, "fp8", 0.020)
+    four["rows"][0]["busy_s"] = 0.018
+    assert [cost["n"] for cost in costs([plain, two, four], 0.7)] == [4]
+    assert [cost["n"] for cost in costs([plain, two, four], 0.7, device=True)] == [2, 4]
+
+
 def test_a_step_that_took_longer_with_fewer_requests_is_no_cost() -> None:
     def engine(n: int, *step_s: float) -> dict[str, Any]:
         cells = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recipes.plan_costs import DETERMINISTIC_FACTOR, TRAINER_STEP_S
+from recipes import plan_costs
 from speculators_patches import patches
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -54,38 +54,57 @@ def test_three_patches_train_the_same_bits_a_third_faster(
 
 def test_the_table_of_the_h200_is_the_file() -> None:
     found, said = settings("h200"), (RESULTS.parent / "README.md").read_text()
-    for names in ((), QUICK, ALL):
-        for kernels in ((), ("deterministic",)):
+    rows = []
+    for kernels, none in (((), "upstream"), (("deterministic",), "deterministic kernels: none")):
+        for names, label in (((), none), (QUICK, "the two"), (ALL, "all three")):
             one = found[*names, *kernels]
             least, median, most = (1000 * one["step_s"][of] for of in ("min", "median", "max"))
             share = f"{one['step_s']['median'] / found[()]['step_s']['median']:.2f}".lstrip("0")
             forward, idle = 1000 * one["phases_s"]["forward"], 1000 * one["idle_s"]
-            share = "1" if not names and not kernels else share
-            share = "**.70**" if share == ".70" else share
-            row = f"{median:.1f} ({least:.1f}-{most:.1f}) | {share} | {forward:.1f} | {idle:.1f} |"
-            assert f"| {row} " in said, row
+            share = {"1.00": "1", ".70": "**.70**"}.get(share, share)
+            rows.append(
+                f"| {label} | {median:.1f} ({least:.1f}-{most:.1f}) | {share} | {forward:.1f} | "
+                f"{idle:.1f} | "
+            )
+    table = [line for line in said.splitlines() if line.startswith(tuple(rows))]
+    assert [line[: len(row)] for line, row in zip(table, rows, strict=True)] == rows
 
 
 def test_what_deterministic_kernels_cost() -> None:
     found = settings("h200")
     bare = step_s(found, *ALL, "deterministic") / step_s(found, *ALL)
-    assert bare == pytest.approx(1.03, abs=0.005)
+    assert bare == pytest.approx(plan_costs.DETERMINISTIC_BARE, abs=0.005)
     assert step_s(found, "deterministic") == pytest.approx(0.054, abs=0.0005)
     assert step_s(found) == pytest.approx(0.047, abs=0.0005)
 
 
 def test_what_plan_takes_for_a_step_of_the_trainer() -> None:
     arms = json.loads((RESULTS / "trainer_rate_h200.json").read_text())["arms"]
-    found = {arm["name"]: arm["step_s"]["median"] for arm in arms}
     said = (RESULTS.parent / "README.md").read_text()
+    labels = {
+        "upstream": "upstream, every step logged (its default)",
+        "overlay, every step logged": "the overlay with the first two patches, every step logged",
+        "overlay": "every tenth step logged",
+        "overlay +accumulators_on_device": "the third patch too",
+        "overlay +accumulators_on_device -finite_guard": "without `finite_guard` besides",
+        "overlay, deterministic": "deterministic kernels, two patches",
+    }
     for arm in arms:
         least, median, most = (1000 * arm["step_s"][of] for of in ("min", "median", "max"))
-        assert f"{median:.1f} ({least:.1f}-{most:.1f})" in said, arm["name"]
+        assert f"{labels[arm['name']]} {median:.1f} ({least:.1f}-{most:.1f})" in said, arm["name"]
+    found = {arm["name"]: arm["step_s"]["median"] for arm in arms}
     today = found["overlay +accumulators_on_device"]  # by default since
-    assert today == pytest.approx(TRAINER_STEP_S, abs=0.0005)
+    assert today == pytest.approx(plan_costs.TRAINER_STEP_S, abs=0.0005)
     kernels = found["overlay, deterministic"] / found["overlay"]
-    assert kernels == pytest.approx(DETERMINISTIC_FACTOR, abs=0.005)
+    assert kernels == pytest.approx(plan_costs.DETERMINISTIC_TRAINER, abs=0.005)
     assert found["upstream"] / today == pytest.approx(1.47, abs=0.005)
+    equally = found["upstream"] / found["overlay, every step logged"]
+    assert equally == pytest.approx(1.10, abs=0.005)
+    bare = step_s(settings("h200"), *ALL)
+    assert bare == pytest.approx(plan_costs.BARE_STEP_S, abs=0.0005)
+    assert plan_costs.trainer_step_s(3) == plan_costs.TRAINER_STEP_S
+    # What is not the step itself, loading and logging, does not grow with ttt_steps.
+    assert plan_costs.trainer_step_s(5) == pytest.approx(0.055 + 0.66 * 0.033)
 
 
 def test_what_is_worth_it_is_applied_unasked() -> None:
