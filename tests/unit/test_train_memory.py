@@ -35,6 +35,18 @@ def test_predicted_within_a_tenth(setting: dict[str, Any], memory: dict[str, int
     assert device_bytes(ttt, tokens) == pytest.approx(device, rel=0.1)
 
 
+def test_another_card_which_nothing_was_fitted_to_needs_what_is_predicted() -> None:
+    found = json.loads((RESULTS / "train_step_host_h200.json").read_text())["settings"]
+    assert len(found) == 6
+    spare = (HELD - 1) * 4096 * 4 * 2816 * 2
+    for memory in (one["memory"] for one in found):
+        device = memory["peak_reserved"] - spare + memory["outside_allocator"]
+        assert allocated_bytes(3, 4096) == pytest.approx(
+            memory["peak_allocated"] - spare, rel=0.003
+        )
+        assert device_bytes(3, 4096) == pytest.approx(device, rel=0.02)
+
+
 def test_every_setting_but_one_was_measured() -> None:
     """Three positions, two lengths, two losses; fused at ttt 5 and 8192 tokens is open."""
     assert len(peaks()) == 11
