@@ -20,7 +20,8 @@ Reported: tokens and conversations a second, the share of the time in which the 
 batch, and how far trainer and producer are from what either does alone. `foretold` is the model
 behind `plan`: the GPU's work for both takes turns, so a token costs what it costs either alone,
 added up. A share at which vLLM does not start, or ends, is recorded with its reason, each arm when
-it is done (`unfinished`: the others of this share are not); logs lie beside the result. Rows have
+it is done (`unfinished`: the others of this share are not); logs lie beside the result. Workers
+wait a minute for a server that is gone (SPECULATORS_PATCHES_PRODUCER_WAIT_MINUTES). Rows have
 random tokens and the published run's mean length; prefix caching is off, since rows here are read
 again and again.
 """
@@ -36,7 +37,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -200,16 +201,17 @@ def server(order: dict[str, Any], share: float, folder: Path) -> Iterator[str]:
 
 
 def stop_workers(batches: Any) -> None:
-    """Ends the loader's workers; one that waits for its row is given 5 s.
+    """Ends the loader's workers at once.
 
     What they were asked for ahead would be made beside the next arm otherwise, and for a server
     that is gone they wait long.
     """
-    if batches._iterator is None:
-        return
-    with suppress(RuntimeError):  # a worker that aborts on its way out: torch ends the others too
-        batches._iterator._shutdown_workers()
-    batches._iterator = None
+    from speculators_patches.step_checkpoints import stopping
+
+    iterator, batches._iterator = batches._iterator, None
+    stopping.end_workers(iterator)
+    if pinning := getattr(iterator, "_pin_memory_thread_done_event", None):
+        pinning.set()
 
 
 def measure(
@@ -219,7 +221,11 @@ def measure(
     step: Step,
     keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """All arms at one memory share; `keep` gets those that are done after each."""
+    """All arms at one memory share; `keep` gets those that are done after each.
+
+    Raises:
+        ServerError: the server does not start, or is gone after an arm, which then does not count.
+    """
     import torch
 
     from recipes.vllm_server import ServerError
@@ -228,12 +234,14 @@ def measure(
     arms: dict[str, dict[str, Any]] = {}
 
     def done(name: str, work: Any, batches: Iterator[dict[str, Any]]) -> None:
-        arms[name] = timed(work, batches, order["seconds"])
+        found = timed(work, batches, order["seconds"])
         stop_workers(ahead)
         if not alive(url):
-            raise ServerError(f"The server did not answer after the arm {name!r}.")
-        print(json.dumps({"share": share, "arm": name, **arms[name]}), flush=True)
-        keep({"share": share, "arms": arms, "unfinished": True})
+            log = order["logs"] / f"{share}" / "vllm-extraction.log"
+            raise ServerError(f"The server did not answer after the arm {name!r}.", log)
+        arms[name] = found
+        print(json.dumps({"share": share, "arm": name, **found}), flush=True)
+        keep({"share": share, "arms": dict(arms), "unfinished": True})
 
     with ExitStack() as held:
         with turn(lock, alone=False):
@@ -299,10 +307,12 @@ def main(
     from benchmarks.real_size import Size
     from recipes.environment import command_line, describe
     from recipes.vllm_server import ServerError
-    from speculators_patches import apply
+    from speculators_patches import apply, patience
     from speculators_patches.overlay import defaults
 
-    apply(only=[*defaults(), *PATCHES])
+    # A server that ends in an arm is gone for good here: nobody starts it again.
+    os.environ.setdefault(patience.MINUTES, "1")
+    apply(only=defaults())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     path = out or RESULTS / f"online_pipeline_{device}.json"
     record: dict[str, Any] = {
@@ -339,8 +349,8 @@ def main(
 
             try:
                 keep(measure(order, one, Path(work), step, keep))
-            except (ServerError, httpx.HTTPError, torch.OutOfMemoryError) as error:
-                (so_far,) = record["shares"][len(before) :] or ({"share": one},)  # another may do
+            except (ServerError, httpx.HTTPError, RuntimeError) as error:  # another may do
+                (so_far,) = record["shares"][len(before) :] or ({"share": one},)
                 keep({**so_far, "error": getattr(error, "sentence", str(error))})
                 print(f"share {one}: {error}", file=sys.stderr)
     print(f"written: {path}")

@@ -8,8 +8,9 @@
 makes them; each file stands for `--times` conversations, so that they come from memory as those of
 a producer do), in each of these ways, one process after another:
 
-- upstream: no patch, every tenth step logged, as the recipe does (`log_every`);
-- upstream, every step logged: its default, and it waits for the GPU at each phase of such a step;
+- upstream, every step logged: no patch, its default; it waits for the GPU at each phase of such a
+  step;
+- upstream, every tenth step logged: as the recipe does (`log_every`);
 - overlay, every step logged: what `speculators_patches run` applies by itself;
 - overlay: the same, every tenth step logged;
 - overlay -PATCH: without one that is applied by default (`finite_guard` asks the GPU for its
@@ -79,7 +80,9 @@ class Arm:
 
     @property
     def name(self) -> str:
-        logged = "" if self.log_every > 1 else ", every step logged"
+        logged = ", every step logged" if self.log_every == 1 else ""
+        if not self.patched and not logged:  # an earlier result calls the other one "upstream"
+            logged = ", every tenth step logged"
         less = f" -{self.less}" if self.less else ""
         loading = ", batches at hand" if self.at_hand else ""
         loading += ", memory given back unlocked" if self.unlocked else ""
@@ -176,6 +179,8 @@ def child(order: dict[str, Any]) -> None:
         apply(only=["cpu_training"])  # without it upstream does not start here
     from speculators.train import trainer
 
+    from speculators_patches.step_checkpoints import loaders
+
     said: dict[str, list[Any]] = {"done": [], "waited": [], "phases": []}
     step = trainer.Trainer._schedulers_step  # the last of a step, under our patches as well
     epoch, phases = trainer.Trainer.train_epoch, trainer._StepTimer.profile
@@ -190,7 +195,11 @@ def child(order: dict[str, Any]) -> None:
         return found
 
     def watched(self: Any, *given: Any, **named: Any) -> Any:
-        self.train_loader = Watched(self.train_loader, said["waited"], arm.at_hand)
+        # Below what `step_checkpoints` puts around it, whose saves and looks are no waiting.
+        holder, name = self, "train_loader"
+        if isinstance(self.train_loader, loaders.Watched):
+            holder, name = self.train_loader, "_loader"
+        setattr(holder, name, Watched(getattr(holder, name), said["waited"], arm.at_hand))
         return epoch(self, *given, **named)  # one: --epochs 1
 
     trainer.Trainer._schedulers_step, trainer.Trainer.train_epoch = noted, watched

@@ -60,6 +60,14 @@ def trainer_step_s(ttt_steps: int) -> float:
     return TRAINER_STEP_S + BARE_STEP_S * (step_factor(ttt_steps) - 1)
 
 
+def step_source(ttt_steps: int) -> str:
+    """Where `trainer_step_s` is from."""
+    measured = "upstream's trainer on an H200, ttt_steps 3"
+    if ttt_steps == 3:
+        return measured
+    return f"{measured}, and for {ttt_steps} what an H100's bare step grows by"
+
+
 def regenerate(recipe: Recipe, preset: str) -> Iterator[str]:
     yield f"disk: about {tokens_of(recipe) * 14 / 1e9:.1f} GB of JSON lines (ids, mask and text)"
     if preset == "dgx-spark":
@@ -100,16 +108,17 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
     else:
         step_s = trainer_step_s(recipe.ttt_steps)
         hours = steps * recipe.seq_len / 4096 * step_s / 3600
+        length = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
         yield (
-            f"time: about {hours:.1f} h of training steps ({step_s:.3f} s for 4096 tokens at "
-            f"ttt_steps={recipe.ttt_steps}, from upstream's trainer on an H200), and what "
-            "extraction adds, which is not measured"
+            f"time: about {length} of training steps ({step_s:.3f} s for 4096 tokens: "
+            f"{step_source(recipe.ttt_steps)}), and what extraction adds, which is not measured"
         )
     if recipe.deterministic:
         yield (
             f"time: deterministic=true is not counted above; on an H200 (ttt_steps 3) the step "
             f"alone takes {DETERMINISTIC_BARE} times as long, and the trainer's took "
-            f"{DETERMINISTIC_TRAINER} times before the patch accumulators_on_device"
+            f"{DETERMINISTIC_TRAINER} times, with ranges that overlap, before the patch "
+            "accumulators_on_device"
         )
     memory = 121e9 if preset == "dgx-spark" else 80e9
     trainer = (
@@ -140,7 +149,7 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
         yield (
             f"positions: {drafted} are drafted in serve and {recipe.ttt_steps} trained; "
             f"ttt_steps={drafted} would train all, with "
-            f"{device_bytes(drafted, recipe.seq_len) / 1e9:.1f} GB and steps "
+            f"{device_bytes(drafted, recipe.seq_len) / 1e9:.1f} GB and steps that alone are "
             f"{step_factor(drafted) / step_factor(recipe.ttt_steps):.1f} "
             "times as long (what that brings: benchmarks/README.md)"
         )

@@ -59,8 +59,9 @@ def rates(recipe: Recipe, preset: str) -> Rates:
 
 
 def _known_trainer(recipe: Recipe, preset: str) -> float:
-    if preset == "dgx-spark":  # the published run, extraction included: at least this
-        return plan_costs.PUBLISHED_STEPS_PER_HOUR * 4096 / 3600
+    if preset == "dgx-spark":  # the published run (ttt_steps 3), extraction included: at least this
+        published = plan_costs.PUBLISHED_STEPS_PER_HOUR * 4096 / 3600
+        return published / max(1.0, plan_costs.step_factor(recipe.ttt_steps))
     return 4096 / plan_costs.trainer_step_s(recipe.ttt_steps)
 
 
@@ -87,16 +88,17 @@ def lines(recipe: Recipe, preset: str, run_dir: Path) -> Iterator[str]:
     given = rates(recipe, preset)
     if preset == "dgx-spark" and recipe.trainer_tokens_s is None:
         yield (
-            f"pace: at least {_known_trainer(recipe, preset):,.0f} tokens/s, which the published "
-            "run did with producer and trainer on one GPU; what either does alone is not known, so "
-            "no more is foretold (--set trainer_tokens_s=... producer_tokens_s=...)"
+            f"pace: at least {_known_trainer(recipe, preset):,.0f} tokens/s, from the published "
+            "run (ttt_steps 3), which had producer and trainer on one GPU; what either does alone "
+            "is not known, so no more is foretold (--set trainer_tokens_s=... "
+            "producer_tokens_s=...)"
         )
         yield from _flow(recipe, given, placement)
         return
     if recipe.trainer_tokens_s is None:
         yield (
-            f"a trainer: {_known_trainer(recipe, preset):,.0f} tokens/s, from upstream's on an "
-            "H200 (--set trainer_tokens_s=...)"
+            f"a trainer: {_known_trainer(recipe, preset):,.0f} tokens/s "
+            f"({plan_costs.step_source(recipe.ttt_steps)}; --set trainer_tokens_s=...)"
         )
     yield from _flow(recipe, given, placement)
     yield from _exchange(recipe, given, placement)

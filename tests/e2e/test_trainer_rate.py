@@ -77,6 +77,25 @@ def test_what_a_pinned_batch_lay_in_is_given_back(monkeypatch: pytest.MonkeyPatc
     assert pinning.pin_memory({}, None) == {}
 
 
+def test_saves_between_two_batches_are_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import nullcontext
+
+    from speculators_patches.step_checkpoints import loaders
+
+    clock, waited, after = [0.0], [], []
+
+    def saved() -> None:
+        clock[0] += 7
+        after.append(1)
+
+    monkeypatch.setattr(trainer_rate.time, "perf_counter", lambda: clock[0])
+    events = loaders.Events(lambda: None, lambda: None, nullcontext, saved)
+    below = trainer_rate.Watched(list(range(6)), waited, at_hand=True)
+    assert list(loaders.Watched(below, events)) == [0, 1, 2, 3, 0, 1]
+    assert waited == [0] * 6
+    assert len(after) == 6  # for every batch, those given again included
+
+
 @pytest.mark.nightly
 def test_the_real_trainer_is_timed_with_and_without_the_overlay(tmp_path: Path) -> None:
     out = tmp_path / "rate.json"

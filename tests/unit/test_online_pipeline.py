@@ -10,6 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import typer
 
@@ -19,6 +20,7 @@ from benchmarks import online_pipeline
 from benchmarks.online_pipeline import compared, timed
 from recipes.vllm_server import ServerError
 from speculators_patches import revert
+from speculators_patches.step_checkpoints import stopping
 
 
 def arms(side: float, waited: tuple[float, float]) -> dict[str, dict[str, Any]]:
@@ -122,9 +124,6 @@ class Loader:
         while True:
             yield a_batch()
 
-    def _shutdown_workers(self) -> None:
-        self._events.append("workers stopped")
-
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -141,6 +140,9 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(online_pipeline, "server", server)
     monkeypatch.setattr(online_pipeline, "loader", lambda *given: Loader(found, given[-1]))
     monkeypatch.setattr(online_pipeline, "alive", lambda _: True)
+    monkeypatch.setattr(
+        stopping, "end_workers", lambda began: began and found.append("workers stopped")
+    )
     return found
 
 
@@ -149,7 +151,7 @@ def measured(folder: Path, events: list[str], kept: list[dict[str, Any]]) -> dic
         kept.append(deepcopy(so_far))
         events.append(f"{list(so_far['arms'])[-1]} done")
 
-    order = {"lock": str(folder / "turn"), "workers": 3, "seconds": 0.01}
+    order = {"lock": str(folder / "turn"), "workers": 3, "seconds": 0.01, "logs": folder}
     return online_pipeline.measure(order, 0.4, folder, lambda _: None, keep)
 
 
@@ -188,33 +190,55 @@ def reverted() -> Iterator[None]:
     revert()
 
 
+def shares(folder: Path, *asked: float) -> tuple[int, list[dict[str, Any]]]:
+    """The command's exit code and what it wrote."""
+    out, code = folder / "result.json", 0
+    try:
+        online_pipeline.main(
+            share=list(asked), workers=1, seconds=0.01, tokens=64, rows=2, length=8, attention="",
+            divide=16, layers=8, fp8=False, out=out,
+        )  # fmt: skip
+    except typer.Exit as ended:
+        code = ended.exit_code
+    return code, json.loads(out.read_text())["shares"]
+
+
 @pytest.mark.usefixtures("reverted")
-def test_a_share_at_which_vllm_does_not_start_leaves_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def given_up(_order: Any, share: float, *given: Any) -> dict[str, Any]:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ServerError("vLLM server extraction did not start: too small."), "did not start: too"),
+        (httpx.ConnectError("refused"), "refused"),
+        (RuntimeError("DataLoader worker exited unexpectedly"), "exited unexpectedly"),
+    ],
+)
+def test_a_share_that_fails_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    error: Exception, said: str,
+) -> None:  # fmt: skip
+    def measured(_order: Any, share: float, *_: Any) -> dict[str, Any]:
         if share < 0.5:
-            raise ServerError("vLLM server extraction did not start: too small.")
-        if share > 0.8:
-            given[-1]({"share": share, "arms": {"training": {}}, "unfinished": True})
-            raise ServerError("vLLM server extraction is gone.")
+            raise error
         return {"share": share, "arms": {}}
 
     monkeypatch.setattr(online_pipeline, "Step", lambda *_: None)
-    monkeypatch.setattr(online_pipeline, "measure", given_up)
-    with pytest.raises(typer.Exit) as ended:
-        online_pipeline.main(
-            share=[0.4, 0.7, 0.9], workers=1, seconds=1, tokens=64, rows=2, length=8, attention="",
-            divide=16, layers=8, fp8=False, out=tmp_path / "result.json",
-        )  # fmt: skip
-    assert ended.value.exit_code == 1
-    found = json.loads((tmp_path / "result.json").read_text())["shares"]
-    assert found == [
-        {"share": 0.4, "error": "vLLM server extraction did not start: too small."},
-        {"share": 0.7, "arms": {}},
-        {
-            "share": 0.9, "arms": {"training": {}}, "unfinished": True,
-            "error": "vLLM server extraction is gone.",
-        },
-    ]  # fmt: skip
-    assert "share 0.4: vLLM server" in capsys.readouterr().err
+    monkeypatch.setattr(online_pipeline, "measure", measured)
+    code, found = shares(tmp_path, 0.4, 0.7)
+    assert code == 1
+    assert [one["share"] for one in found] == [0.4, 0.7]
+    assert said in found[0]["error"]
+    assert found[1] == {"share": 0.7, "arms": {}}
+    assert "share 0.4: " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("reverted")
+def test_the_arm_whose_server_ended_is_not_in_the_file(
+    tmp_path: Path, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(online_pipeline, "Step", lambda *_: lambda _: None)
+    monkeypatch.setattr(online_pipeline, "alive", lambda _: "workers started" not in events)
+    code, (found,) = shares(tmp_path, 0.4)
+    assert code == 1
+    assert list(found["arms"]) == ["training"]
+    assert found["unfinished"]
+    assert found["error"] == "The server did not answer after the arm 'extraction'."

@@ -100,8 +100,24 @@ def test_deterministic_kernels_are_asked_for_by_a_setting_that_the_plan_names(tm
         costs = {r.deterministic: "\n".join(plan_costs.train(r, preset)) for r in (plain, asked)}
         assert "the step alone takes 1.03 times as long, and the trainer's took 1.14" in costs[True]
         assert "deterministic=true" not in costs[False]
+        assert "with ranges that overlap" in costs[True]
     with pytest.raises(ConfigError, match="picks its tile by timing in any mode"):
         resolve("h100", None, ["deterministic=true", "loss_implementation=fused"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ([], "about 9 min of training steps (0.055 s for 4096 tokens: upstream's trainer on an "
+             "H200, ttt_steps 3), and what extraction adds, which is not measured"),
+        (["ttt_steps=5"], "about 13 min of training steps (0.077 s for 4096 tokens: upstream's "
+                          "trainer on an H200, ttt_steps 3, and for 5 what an H100's bare step "),
+        (["samples=500000"], "about 1.6 h of training steps (0.055 s"),
+    ],
+)  # fmt: skip
+def test_the_time_of_training_says_where_it_is_from(asked: list[str], said: str) -> None:
+    recipe, _ = resolve("h100", None, asked)
+    assert said in "\n".join(plan_costs.train(recipe, "h100"))
 
 
 @pytest.mark.parametrize("accelerator", [True, False])

@@ -81,30 +81,42 @@ def test_what_deterministic_kernels_cost() -> None:
 def test_what_plan_takes_for_a_step_of_the_trainer() -> None:
     arms = json.loads((RESULTS / "trainer_rate_h200.json").read_text())["arms"]
     said = (RESULTS.parent / "README.md").read_text()
-    labels = {
-        "upstream": "upstream, every step logged (its default)",
-        "overlay, every step logged": "the overlay with the first two patches, every step logged",
-        "overlay": "every tenth step logged",
-        "overlay +accumulators_on_device": "the third patch too",
-        "overlay +accumulators_on_device -finite_guard": "without `finite_guard` besides",
-        "overlay, deterministic": "deterministic kernels, two patches",
-    }
+    found = {}
     for arm in arms:
-        least, median, most = (1000 * arm["step_s"][of] for of in ("min", "median", "max"))
-        assert f"{labels[arm['name']]} {median:.1f} ({least:.1f}-{most:.1f})" in said, arm["name"]
-    found = {arm["name"]: arm["step_s"]["median"] for arm in arms}
-    today = found["overlay +accumulators_on_device"]  # by default since
+        how = arm["arm"]
+        found[how["patched"], how["log_every"], how["more"], how["less"], how["deterministic"]] = (
+            arm["step_s"]
+        )
+    labels = {
+        (False, 1, "", "", False): "upstream, every step logged (its default)",
+        (True, 1, "", "", False): "the overlay with the first two patches, every step logged",
+        (True, 10, "", "", False): "every tenth step logged",
+        (True, 10, ALL[2], "", False): "with the third patch too",
+        (True, 10, ALL[2], "finite_guard", False): "without `finite_guard` besides",
+        (True, 10, "", "", True): "deterministic kernels, two patches",
+    }
+    assert found.keys() == labels.keys()
+    for arm_key, label in labels.items():
+        least, median, most = (1000 * found[arm_key][of] for of in ("min", "median", "max"))
+        assert f"{label} {median:.1f} ({least:.1f}-{most:.1f})" in said, label
+    upstream, logged, tenth, today, _, kernels = (found[key]["median"] for key in labels)
     assert today == pytest.approx(plan_costs.TRAINER_STEP_S, abs=0.0005)
-    kernels = found["overlay, deterministic"] / found["overlay"]
-    assert kernels == pytest.approx(plan_costs.DETERMINISTIC_TRAINER, abs=0.005)
-    assert found["upstream"] / today == pytest.approx(1.47, abs=0.005)
-    equally = found["upstream"] / found["overlay, every step logged"]
-    assert equally == pytest.approx(1.10, abs=0.005)
+    assert kernels / tenth == pytest.approx(plan_costs.DETERMINISTIC_TRAINER, abs=0.005)
+    assert upstream / today == pytest.approx(1.47, abs=0.005)
+    assert upstream / logged == pytest.approx(1.10, abs=0.005)
+    assert (logged - tenth) / (upstream - today) == pytest.approx(2 / 3, abs=0.01)
     bare = step_s(settings("h200"), *ALL)
     assert bare == pytest.approx(plan_costs.BARE_STEP_S, abs=0.0005)
-    assert plan_costs.trainer_step_s(3) == plan_costs.TRAINER_STEP_S
-    # What is not the step itself, loading and logging, does not grow with ttt_steps.
-    assert plan_costs.trainer_step_s(5) == pytest.approx(0.055 + 0.66 * 0.033)
+
+
+def test_the_kinds_of_work_in_a_step() -> None:
+    kinds = {name: round(1000 * s, 1) for name, s in settings("h200")[ALL]["kinds_s"].items()}
+    said = (RESULTS.parent / "README.md").read_text()
+    order = (
+        "matrix products", "attention", "loss and accuracy", "casts, copies, fills",
+        "optimizer and clipping",
+    )  # fmt: skip
+    assert ", ".join(f"{name} {kinds[name]}" for name in order) in said
 
 
 def test_what_is_worth_it_is_applied_unasked() -> None:
