@@ -42,8 +42,8 @@ VALUES: dict[str, dict[str, Any]] = {
         "serve_port": 0,
         "bench_mtp": "",
         "bench_dflash": "",
-        # At 0.7 a body this small can leave its sentence for good: an answer in a thousand or so,
-        # and one of twelve is too many for the bench.
+        # At 0.7 a body this small can leave its sentence for good: rarely, but its seeds are fixed,
+        # and one answer of twelve is too many for the bench.
         "serve_temperature": 0.5,
         "bench_temperatures": (0.0, 0.5),
         "bench_max_tokens": 96,
