@@ -169,10 +169,21 @@ def alive(url: str) -> bool:
         return False
 
 
+def recipe_at(share: float, tokens: int, *more: str) -> Any:
+    """The recipe for one H100 with these settings.
+
+    Raises:
+        ConfigError: one of them cannot be.
+    """
+    from recipes.config import resolve
+
+    asked = [f"train_vllm_share={share}", f"seq_len={tokens}", *more]
+    return resolve("h100", assignments=asked)[0]
+
+
 @contextmanager
 def server(order: dict[str, Any], share: float, folder: Path) -> Iterator[str]:
     """The recipe's extraction server at this share of the memory; its address."""
-    from recipes.config import resolve
     from recipes.server_specs import extraction_server
     from recipes.servers import ServerPool
 
@@ -181,12 +192,9 @@ def server(order: dict[str, Any], share: float, folder: Path) -> Iterator[str]:
         "--worker-extension-cls", "benchmarks.random_body.SpreadWeights",
         *(["--attention-backend", order["attention"]] if order["attention"] else []),
     ]  # fmt: skip
-    recipe, _ = resolve("h100", assignments=[
-        f"body={order['body']}", f"target_layers={','.join(map(str, order['targets']))}",
-        f"train_vllm_share={share}", f"seq_len={order['tokens']}",
-    ])  # fmt: skip
+    body = (f"body={order['body']}", f"target_layers={','.join(map(str, order['targets']))}")
     spec = dataclasses.replace(
-        extraction_server(recipe, folder / "states"),
+        extraction_server(recipe_at(share, order["tokens"], *body), folder / "states"),
         extra_args=tuple(flags),
         env={"VLLM_SERVER_DEV_MODE": "1"},  # for /collective_rpc
     )
@@ -291,7 +299,7 @@ def compared(arms: dict[str, dict[str, Any]]) -> dict[str, float | None]:
 def main(
     share: Annotated[list[float] | None, typer.Option(help="train_vllm_share [0.4 0.7]")] = None,
     workers: Annotated[int, typer.Option(min=1, help="DataLoader workers (upstream: 12).")] = 12,
-    seconds: Annotated[float, typer.Option(help="Of each arm.")] = 20,
+    seconds: Annotated[float, typer.Option(min=1, help="Of each arm.")] = 20,
     tokens: Annotated[int, typer.Option(help="Packed tokens a step.")] = 4096,
     rows: Annotated[int, typer.Option(help="Conversations.")] = 1500,
     length: Annotated[int, typer.Option(help="Their mean length in tokens.")] = 934,
@@ -305,11 +313,18 @@ def main(
     import torch
 
     from benchmarks.real_size import Size
+    from recipes.config import ConfigError
     from recipes.environment import command_line, describe
     from recipes.vllm_server import ServerError
     from speculators_patches import apply, patience
     from speculators_patches.overlay import defaults
 
+    asked = share or [0.4, 0.7]
+    try:
+        for one in asked:
+            recipe_at(one, tokens)
+    except ConfigError as error:  # before an earlier share has taken its minutes
+        raise typer.BadParameter(str(error)) from None
     # A server that ends in an arm is gone for good here: nobody starts it again.
     os.environ.setdefault(patience.MINUTES, "1")
     apply(only=defaults())
@@ -340,7 +355,7 @@ def main(
             "data": str(write_rows(Path(work) / "data", rows, length, size.draft_vocabulary)),
         }  # fmt: skip
         step = Step(tokens, divide)
-        for one in share or (0.4, 0.7):
+        for one in asked:
             before = record["shares"]
 
             def keep(found: dict[str, Any], before: list[Any] = before) -> None:

@@ -274,8 +274,9 @@ def run(arm: Arm, work: Path, flags: list[str], device: str, timeout_s: float) -
         return record | {"error": [f"exit code {code}" if isinstance(code, int) else code, *last]}
     told = json.loads(times.read_text())
     moments = told["done"]
-    record |= {"steps": len(moments), "first_step_s": round(moments[0], 1)}
+    record["steps"] = len(moments)
     try:
+        record |= {"first_step_s": round(moments[0], 1)} if moments else {}
         return record | {"step_s": blocks(moments)} | waits(told)
     except ValueError as error:
         return record | {"error": [f"{error}; give more --times"]}
@@ -288,7 +289,7 @@ def main(
     samples: Annotated[int, typer.Option(help="Files of hidden states.")] = 40,
     times: Annotated[int, typer.Option(min=1, help="Conversations each stands for.")] = 12,
     ttt: Annotated[int, typer.Option(help="Positions trained.")] = 3,
-    workers: Annotated[int, typer.Option(help="DataLoader workers.")] = 6,
+    workers: Annotated[int, typer.Option(min=0, help="DataLoader workers.")] = 6,
     timeout: Annotated[float, typer.Option(help="Seconds for each process.")] = 600,
     folder: Annotated[
         Path | None, typer.Option(help="Where to work (10 GB at real size) [a temporary folder].")

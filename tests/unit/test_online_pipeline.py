@@ -242,3 +242,21 @@ def test_the_arm_whose_server_ended_is_not_in_the_file(
     assert list(found["arms"]) == ["training"]
     assert found["unfinished"]
     assert found["error"] == "The server did not answer after the arm 'extraction'."
+
+
+@pytest.mark.parametrize(
+    ("asked", "tokens", "said"),
+    [
+        ([0.4, 2.0], 64, "train_vllm_share=2.0 must lie between 0 and 1"),
+        ([0.4], 0, "seq_len=0 must be at least 16"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_runs(
+    tmp_path: Path, asked: list[float], tokens: int, said: str
+) -> None:
+    with pytest.raises(typer.BadParameter, match=said):
+        online_pipeline.main(
+            share=asked, workers=1, seconds=1, tokens=tokens, rows=2, length=8, attention="",
+            divide=16, layers=8, fp8=False, out=tmp_path / "result.json",
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
