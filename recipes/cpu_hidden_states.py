@@ -3,7 +3,7 @@
 vLLM's ExampleHiddenStatesConnector copies through a CUDA stream into pinned memory, neither of
 which exists on a CPU. Here the states are taken from the KV cache, already in ordinary memory, when
 a request ends. Each file appears whole: it is written beside its name and renamed. On a GPU
-vLLM's own connector is used and this one refuses to load.
+`hidden_states` is used as it is and this one refuses to load.
 
 Loaded by vLLM from --kv-transfer-config ("kv_connector_module_path": "recipes.cpu_hidden_states").
 Run with vLLM 0.32. Source of the file layout: vLLM's example_hidden_states_connector.py.
@@ -21,6 +21,8 @@ import torch
 from safetensors.torch import save_file
 from vllm.distributed.kv_transfer.kv_connector.v1 import example_hidden_states_connector as upstream
 
+from recipes.hidden_states import HiddenStatesConnector
+
 
 class _Done:
     """Stands in for the CUDA event of a copy that was complete when the call returned."""
@@ -32,7 +34,7 @@ class _Done:
         return None
 
 
-class CpuHiddenStatesConnector(upstream.ExampleHiddenStatesConnector):
+class CpuHiddenStatesConnector(HiddenStatesConnector):
     """Writes hidden_states [tokens, layers, hidden size] and token_ids [tokens] per request."""
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
@@ -42,7 +44,7 @@ class CpuHiddenStatesConnector(upstream.ExampleHiddenStatesConnector):
         if self._kv_cache.device.type != "cpu":
             raise ValueError(
                 "CpuHiddenStatesConnector is for vLLM on a CPU; this KV cache is on "
-                f"{self._kv_cache.device}: use ExampleHiddenStatesConnector there."
+                f"{self._kv_cache.device}: use HiddenStatesConnector there."
             )
 
     def _submit_async_write(self, pending: upstream.PendingSave) -> None:

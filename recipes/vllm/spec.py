@@ -240,7 +240,8 @@ def _transfer(spec: ServerSpec, vllm: Installed) -> dict[str, Any]:
     if spec.extraction_store is not None:
         return spec.extraction_store.connector()
     out: dict[str, Any] = {
-        "kv_connector": "ExampleHiddenStatesConnector",
+        "kv_connector": "HiddenStatesConnector",  # vLLM's, which an abandoned request does not end
+        "kv_connector_module_path": "recipes.hidden_states",
         "kv_role": "kv_producer",
         "kv_connector_extra_config": {"shared_storage_path": str(spec.extraction_folder)},
     }

@@ -28,14 +28,14 @@ def value(argv: list[str], flag: str) -> str:
     return argv[argv.index(flag) + 1]
 
 
-def test_on_a_gpu_it_is_plain_vllm_with_its_own_connector() -> None:
+def test_on_a_gpu_it_is_plain_vllm_whose_connector_outlives_an_abandoned_request() -> None:
     argv = command(EXTRACTING, GPU)
     assert argv[:3] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     assert "--enforce-eager" not in argv
     assert value(argv, "--gpu-memory-utilization") == "0.9"
     transfer = json.loads(value(argv, "--kv-transfer-config"))
-    assert transfer["kv_connector"] == "ExampleHiddenStatesConnector"
-    assert "kv_connector_module_path" not in transfer
+    assert transfer["kv_connector"] == "HiddenStatesConnector"
+    assert transfer["kv_connector_module_path"] == "recipes.hidden_states"
 
 
 def test_on_a_cpu_it_is_patched_and_has_our_connector() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,6 +12,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -20,6 +23,7 @@ from recipes.vllm import probes
 from recipes.vllm.process import GuardedProcess, shared_pool
 from recipes.vllm.spec import arguments, environment
 from recipes.vllm_server import Server, ServerError, ServerSpec
+from tests.e2e import abandoned
 
 found = vllm_server.installed()
 pytestmark = [
@@ -151,6 +155,36 @@ def test_hidden_states_of_another_shape_are_refused(pair: tuple[Server, Server])
     more = replace(pair[1].spec, extraction_layers=(0, 1, LAYERS))
     with pytest.raises(ServerError, match=r"\[12, 2, 64\].*\[12, 3, 64\]"):
         vllm_server.attach(end.base_url, more)
+
+
+def test_clients_that_give_up_cost_nobody_else_anything(pair: tuple[Server, Server]) -> None:
+    end = pair[1].wait_ready()
+    answered = abandoned.storms(end.base_url, end.model, 200)
+    assert min(answered) < 120  # some were given up
+    assert pair[1].wait_ready().base_url == end.base_url
+
+
+def test_a_request_that_was_never_scheduled_does_not_end_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the line of vLLM 0.26, which ended it (the installed one may have been mended)."""
+    from recipes import hidden_states
+
+    def as_in_0_26(self: Any, request: Any, block_ids: list[int]) -> tuple[bool, Any]:
+        return True, {"hidden_states_path": self._request_filenames.pop(request.request_id)}
+
+    upstream = hidden_states.ExampleHiddenStatesConnector
+    monkeypatch.setattr(upstream, "request_finished", as_in_0_26)
+    waiting, scheduled = SimpleNamespace(request_id="w"), SimpleNamespace(request_id="s")
+    for kind in (upstream, hidden_states.HiddenStatesConnector):
+        connector = object.__new__(kind)
+        connector._request_filenames = {"s": "s.safetensors"}
+        with pytest.raises(KeyError) if kind is upstream else contextlib.nullcontext():
+            assert connector.request_finished(waiting, []) == (False, None)
+        assert connector.request_finished(scheduled, [1])[1] == {
+            "hidden_states_path": "s.safetensors"
+        }
+        assert connector._request_filenames == {}
 
 
 def test_a_busy_port_is_named(pair: tuple[Server, Server], model: Path, logs: Path) -> None:
