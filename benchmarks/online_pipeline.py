@@ -262,9 +262,9 @@ def measure(
                 step(one)  # compiles
         held.enter_context(turn(lock, alone=True))
         done("training", step, itertools.repeat(one))
+        done("side by side", step, forever(ahead))  # early: what is known if the rest is cut off
         done("extraction", lambda _: None, forever(ahead))
         done("in turn", step, forever(alone))
-        done("side by side", step, forever(ahead))
         used = torch.cuda.mem_get_info() if torch.cuda.is_available() else None
     return {
         "share": share,
