@@ -14,11 +14,10 @@ a producer do), in each of these ways, one process after another:
 - overlay, every step logged: what `speculators_patches run` applies by itself;
 - overlay: the same, every tenth step logged;
 - overlay -PATCH: without one that is applied by default (`finite_guard` asks the GPU for its
-  verdict on each step, so what that costs is to be known);
+  verdict on each step, so what that costs is to be known; without `unlocked_batch_release` the
+  thread that pins batches holds Python's lock while what they lay in is freed);
 - overlay, batches at hand: the loader's first batches again and again, so that the rest of it costs
   nothing;
-- overlay, memory given back unlocked: what a worker's batch lay in is freed without Python's lock,
-  which the thread that pins batches holds for it otherwise, and the trainer's Python waits;
 - overlay, deterministic: with `--deterministic-cuda`.
 
 Reported: seconds a step, median over blocks of ten that begin after the first third (least and
@@ -30,10 +29,8 @@ compiling, for which later ways find a cache.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
-import mmap
 import os
 import runpy
 import shutil
@@ -67,7 +64,6 @@ class Arm:
         log_every: upstream's --log-freq.
         less: one of those left out.
         at_hand: no loader behind its first batches.
-        unlocked: `give_back` for each batch that is pinned.
         deterministic: --deterministic-cuda.
     """
 
@@ -75,7 +71,6 @@ class Arm:
     log_every: int = BLOCK
     less: str = ""
     at_hand: bool = False
-    unlocked: bool = False
     deterministic: bool = False
 
     @property
@@ -85,7 +80,6 @@ class Arm:
             logged = ", every tenth step logged"
         less = f" -{self.less}" if self.less else ""
         loading = ", batches at hand" if self.at_hand else ""
-        loading += ", memory given back unlocked" if self.unlocked else ""
         kernels = ", deterministic" if self.deterministic else ""
         return f"{'overlay' if self.patched else 'upstream'}{less}{logged}{loading}{kernels}"
 
@@ -97,8 +91,8 @@ ARMS = (
     Arm(),
     Arm(less="accumulators_on_device"),
     Arm(less="finite_guard"),
+    Arm(less="unlocked_batch_release"),
     Arm(at_hand=True),
-    Arm(unlocked=True),
     Arm(deterministic=True),
 )
 
@@ -133,38 +127,6 @@ class Watched:
                 return
             self._waited.append(time.perf_counter() - began)
             yield batch
-
-
-def give_back(tensor: Any) -> None:
-    """Frees the pages that a tensor in shared memory lies in, which nobody may read any more.
-
-    madvise(MADV_REMOVE), called without Python's lock; unmapping what is empty then takes no time.
-
-    Raises:
-        OSError: the kernel refuses.
-    """
-    storage = tensor.untyped_storage()
-    start, page = storage.data_ptr(), mmap.PAGESIZE
-    first, end = -(-start // page) * page, (start + storage.nbytes()) // page * page
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), 9):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def pin_unlocked() -> None:
-    """Has torch's loaders give back what a batch lay in, once it is pinned."""
-    from torch.utils.data._utils import pin_memory as pinning
-
-    original = pinning.pin_memory
-
-    def pinned(data: Any, device: Any = None) -> Any:
-        found = original(data, device)
-        for name, tensor in data.items() if isinstance(data, dict) else ():
-            if hasattr(tensor, "is_shared") and tensor.is_shared() and tensor is not found[name]:
-                give_back(tensor)
-        return found
-
-    pinning.pin_memory = pinned
 
 
 def child(order: dict[str, Any]) -> None:
@@ -204,8 +166,6 @@ def child(order: dict[str, Any]) -> None:
 
     trainer.Trainer._schedulers_step, trainer.Trainer.train_epoch = noted, watched
     trainer._StepTimer.profile = profiled
-    if arm.unlocked:
-        pin_unlocked()
     sys.argv = ["speculators.train", *order["flags"]]
     try:
         runpy.run_module("speculators.train", run_name="__main__", alter_sys=True)

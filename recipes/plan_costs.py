@@ -23,13 +23,19 @@ BODY_FP8_BYTES = 27e9
 VOCABULARY = 262_144
 # A step of upstream's trainer 0.9.0 with the patches that are applied by default, on an H200: 4096
 # packed tokens, ttt_steps 3, eager loss, every tenth step logged, hidden states read from files in
-# memory by 6 workers (benchmarks/results/trainer_rate_h200.json).
-TRAINER_STEP_S = 0.055
+# memory by 6 workers (benchmarks/results/trainer_rate_release_h200.json).
+TRAINER_STEP_S = 0.038
+# The same tokens where an extraction server makes the hidden states beside it, from rows of 934
+# tokens, for 12 workers: least and most over shares of 0.4 to 0.7 of one H200's memory
+# (benchmarks/results/online_pipeline_h200.json and online_pipeline_share04_h200.json).
+ONLINE_STEP_S = (0.134, 0.153)
 # The step alone there, with its batch on the device (benchmarks/results/train_step_host_h200.json).
 BARE_STEP_S = 0.033
+# What the extraction server gave there with nothing beside it.
+PRODUCER_TOKENS_S = (29_500, 31_900)
 # What deterministic kernels made of the trainer's step (trainer_rate_h200.json, without the patch
-# accumulators_on_device), and make of the bare one with it (train_step_host_h200.json).
-DETERMINISTIC_TRAINER, DETERMINISTIC_BARE = 1.14, 1.03
+# unlocked_batch_release), and make of the bare one (train_step_host_h200.json).
+DETERMINISTIC_TRAINER, DETERMINISTIC_BARE = 1.10, 1.03
 # What each position trained beyond the third adds to a step: ttt_steps 5 takes 1.67 of upstream's
 # bare one, both at 4096 and at 8192 tokens (benchmarks/results/train_step_h100.json).
 POSITION_SHARE = 0.33
@@ -84,6 +90,30 @@ def prepare(recipe: Recipe) -> Iterator[str]:
     yield f"disk: about {size:.1f} GB (8 bytes of token id and 1 of mask a token)"
 
 
+def _length(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+
+
+def _training_time(recipe: Recipe, steps: float) -> Iterator[str]:
+    """How long so many steps of 4096 tokens take, where that was measured."""
+    step_s = trainer_step_s(recipe.ttt_steps)
+    alone = (
+        f"about {_length(steps * step_s)} of training steps ({step_s:.3f} s for 4096 tokens: "
+        f"{step_source(recipe.ttt_steps)})"
+    )
+    beside = recipe.hidden_states != "offline" and recipe.transfer == "file"
+    if not beside or recipe.trainers > 1 or recipe.producers > 1:
+        yield f"time: {alone}, and what extraction adds, which is not measured"
+        return
+    low, high = (max(of, step_s) for of in ONLINE_STEP_S)
+    yield (
+        f"time: about {_length(steps * low)} to {_length(steps * high)} ({low:.3f} to {high:.3f} s "
+        "for 4096 tokens: one H200, extraction with 12 workers beside training, which waits for "
+        "it; before the patch quick_lock_waits)"
+    )
+    yield f"time: by itself it would be {alone}"
+
+
 def train(recipe: Recipe, preset: str) -> Iterator[str]:
     steps = steps_of(recipe)
     offline = recipe.hidden_states == "offline"
@@ -106,19 +136,13 @@ def train(recipe: Recipe, preset: str) -> Iterator[str]:
     elif preset == "dgx-spark":
         yield "time: extraction first, then training; not measured on this machine"
     else:
-        step_s = trainer_step_s(recipe.ttt_steps)
-        hours = steps * recipe.seq_len / 4096 * step_s / 3600
-        length = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
-        yield (
-            f"time: about {length} of training steps ({step_s:.3f} s for 4096 tokens: "
-            f"{step_source(recipe.ttt_steps)}), and what extraction adds, which is not measured"
-        )
+        yield from _training_time(recipe, steps * recipe.seq_len / 4096)
     if recipe.deterministic:
         yield (
             f"time: deterministic=true is not counted above; on an H200 (ttt_steps 3) the step "
             f"alone takes {DETERMINISTIC_BARE} times as long, and the trainer's took "
-            f"{DETERMINISTIC_TRAINER} times, with ranges that overlap, before the patch "
-            "accumulators_on_device"
+            f"{DETERMINISTIC_TRAINER:.2f} times, with ranges that overlap, before the patch "
+            "unlocked_batch_release"
         )
     memory = 121e9 if preset == "dgx-spark" else 80e9
     trainer = (

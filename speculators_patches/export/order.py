@@ -22,6 +22,7 @@ SAME_LINES = (
     ("skip-non-finite-steps", "skip-empty-batches"),
     ("skip-non-finite-steps", "resumable-interrupt"),
     ("skip-empty-batches", "resumable-interrupt"),
+    ("unlocked-batch-release", "wait-for-vllm"),
 )
 
 

@@ -359,6 +359,8 @@ PARITY = {
     "accumulators-on-device": "",
     "deterministic-cuda": "",
     "wait-for-mooncake-master": "not once and not interrupted",
+    "unlocked-batch-release": "",
+    "look-for-locks-more-often": "",
 }
 
 # Files of tests about something that only the pull request has.

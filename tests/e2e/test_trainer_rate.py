@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -56,25 +55,6 @@ def test_what_is_waited_for_a_batch_is_only_that(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(trainer_rate.time, "perf_counter", lambda: clock[0])
     assert steps(at_hand=False) == ([0, 1, 2, 3, 4, 5], [0.5] * 6)
     assert steps(at_hand=True) == ([0, 1, 2, 3, 0, 1], [0.0] * 6)
-
-
-def test_what_a_pinned_batch_lay_in_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-    from torch.utils.data._utils import pin_memory as pinning
-
-    def copied(data: Any, _: Any) -> Any:  # as pinning does, which takes a GPU
-        return {name: one.clone() if name == "states" else one for name, one in data.items()}
-
-    monkeypatch.setattr(pinning, "pin_memory", copied)
-    trainer_rate.pin_unlocked()
-    states = torch.ones(1 << 20).share_memory_()
-    kept = torch.ones(1 << 20).share_memory_()
-    found = pinning.pin_memory({"states": states, "kept": kept, "dropped": 0}, None)
-    assert found["states"].sum() == 1 << 20
-    assert states.sum() == 0  # its pages are gone
-    assert found["kept"] is kept
-    assert kept.sum() == 1 << 20
-    assert pinning.pin_memory({}, None) == {}
 
 
 def test_saves_between_two_batches_are_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

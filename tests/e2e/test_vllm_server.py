@@ -195,9 +195,7 @@ def test_a_request_that_was_never_scheduled_does_not_end_the_engine(
         saves = SimpleNamespace(pending_saves=[SimpleNamespace(req_id="s")])
         connector._connector_metadata = saves
         sent = connector.get_finished({"s", "w"})[0]
-        assert sent == (
-            {"s"} if ours else {"s", "w"}
-        )  # "w" is forgotten: vLLM asserts
+        assert sent == ({"s"} if ours else {"s", "w"})  # "w" is forgotten: vLLM asserts
         connector._connector_metadata = None
         assert not ours or connector.get_finished({"w"}) == (None, None)
 

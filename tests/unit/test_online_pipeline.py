@@ -160,12 +160,12 @@ def test_workers_end_with_their_arm_and_each_arm_is_kept(tmp_path: Path, events:
     found = measured(tmp_path, events, kept)
     assert events == [
         "training done",
+        "workers started", "workers stopped", "side by side done",
         "workers started", "workers stopped", "extraction done",
         "in turn done",
-        "workers started", "workers stopped", "side by side done",
         "server stopped",
     ]  # fmt: skip
-    names = ["training", "extraction", "in turn", "side by side"]
+    names = ["training", "side by side", "extraction", "in turn"]
     assert [list(one["arms"]) for one in kept] == [names[: n + 1] for n in range(4)]
     assert all(one["unfinished"] for one in kept)
     assert list(found["arms"]) == names
@@ -177,7 +177,7 @@ def test_an_arm_whose_server_has_ended_does_not_count(
 ) -> None:
     monkeypatch.setattr(online_pipeline, "alive", lambda _: "workers started" not in events)
     kept: list[dict[str, Any]] = []
-    with pytest.raises(ServerError, match="did not answer after the arm 'extraction'"):
+    with pytest.raises(ServerError, match="did not answer after the arm 'side by side'"):
         measured(tmp_path, events, kept)
     assert [list(one["arms"]) for one in kept] == [["training"]]
     assert events[-2:] == ["workers stopped", "server stopped"]
@@ -241,7 +241,7 @@ def test_the_arm_whose_server_ended_is_not_in_the_file(
     assert code == 1
     assert list(found["arms"]) == ["training"]
     assert found["unfinished"]
-    assert found["error"] == "The server did not answer after the arm 'extraction'."
+    assert found["error"] == "The server did not answer after the arm 'side by side'."
 
 
 @pytest.mark.parametrize(

@@ -290,15 +290,16 @@ def test_the_plan_says_who_where_and_what_flows(tmp_path: Path) -> None:
 def test_what_nobody_measured_is_called_that(tmp_path: Path) -> None:
     text = "\n".join(said(tmp_path, "trainers=2"))
     assert "producers: not measured on this machine" in text
+    assert "an H200's gave 29,500 to 31,900" in text
     assert "(assumed)" in text
     spark = "\n".join(said(tmp_path, "hosts=a,b", preset="dgx-spark"))
     assert "pace: at least 1,179 tokens/s" in spark
     longer = "\n".join(said(tmp_path, "hosts=a,b", "ttt_steps=5", preset="dgx-spark"))
     assert "pace: at least 710 tokens/s" in longer
-    assert "a trainer: 74,473 tokens/s (upstream's trainer on an H200, ttt_steps 3; " in text
+    assert "a trainer: 107,789 tokens/s (upstream's trainer on an H200, ttt_steps 3; " in text
     five = "\n".join(said(tmp_path, "trainers=2", "ttt_steps=5"))
     assert (
-        "a trainer: 53,347 tokens/s (upstream's trainer on an H200, ttt_steps 3, and for 5" in five
+        "a trainer: 68,518 tokens/s (upstream's trainer on an H200, ttt_steps 3, and for 5" in five
     )
     assert "best split" not in spark
 

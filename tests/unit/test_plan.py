@@ -98,7 +98,7 @@ def test_deterministic_kernels_are_asked_for_by_a_setting_that_the_plan_names(tm
     assert "deterministic=true" not in said[True]
     for preset in ("h100", "dgx-spark"):
         costs = {r.deterministic: "\n".join(plan_costs.train(r, preset)) for r in (plain, asked)}
-        assert "the step alone takes 1.03 times as long, and the trainer's took 1.14" in costs[True]
+        assert "the step alone takes 1.03 times as long, and the trainer's took 1.10" in costs[True]
         assert "deterministic=true" not in costs[False]
         assert "with ranges that overlap" in costs[True]
     with pytest.raises(ConfigError, match="picks its tile by timing in any mode"):
@@ -108,11 +108,17 @@ def test_deterministic_kernels_are_asked_for_by_a_setting_that_the_plan_names(tm
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ([], "about 9 min of training steps (0.055 s for 4096 tokens: upstream's trainer on an "
-             "H200, ttt_steps 3), and what extraction adds, which is not measured"),
-        (["ttt_steps=5"], "about 13 min of training steps (0.077 s for 4096 tokens: upstream's "
+        ([], "time: about 23 min to 26 min (0.134 to 0.153 s for 4096 tokens: one H200, extraction "
+             "with 12 workers beside training, which waits for it"),
+        ([], "time: by itself it would be about 6 min of training steps (0.038 s for 4096 tokens: "
+             "upstream's trainer on an H200, ttt_steps 3)"),
+        (["ttt_steps=5"], "about 10 min of training steps (0.060 s for 4096 tokens: upstream's "
                           "trainer on an H200, ttt_steps 3, and for 5 what an H100's bare step "),
-        (["samples=500000"], "about 1.6 h of training steps (0.055 s"),
+        (["ttt_steps=15"], "(0.169 to 0.169 s for 4096 tokens"),
+        (["samples=500000"], "time: about 3.8 h to 4.4 h (0.134"),
+        (["trainers=2"], "and what extraction adds, which is not measured"),
+        (["producers=2"], "and what extraction adds, which is not measured"),
+        (["hidden_states=offline"], "and what extraction adds, which is not measured"),
     ],
 )  # fmt: skip
 def test_the_time_of_training_says_where_it_is_from(asked: list[str], said: str) -> None:
