@@ -1,11 +1,11 @@
 """A sample that vLLM is still writing is looked for every 5 ms instead of every 100.
 
-vLLM answers when a row is computed and writes its hidden states behind that, under a lock of the
-file. Whoever asked finds the file locked, sleeps for a tenth of a second, and looks again, however
-soon the file was there: each sample of online training costs its worker that sleep. On an H200 with
-Gemma 4 26B-A4B's shape a row took one worker some .22 s in all, and training waited half of its
-time for twelve of them (benchmarks/results/online_pipeline_h200.json). What waiting less brings
-there is not measured yet.
+vLLM answers when a row is computed; its connector writes the hidden states with the next step, in a
+thread, under a lock of the file. Whoever finds the file locked sleeps for a tenth of a second, and
+looks again, however soon the file was there. On an H200 with Gemma 4 26B-A4B's shape (a row of 934
+tokens is a file of 21 MB) a row took one worker some .2 s in all, and training waited half of its
+time for twelve of them (benchmarks/results/online_pipeline_h200.json). How much of that is this
+sleep was not measured: in small on a CPU no file was found locked, and nothing changed.
 
 Time-outs and errors stay upstream's. Extraction beforehand has a wait of its own, many at once in
 one process, which is left alone.
@@ -25,8 +25,8 @@ LOOK_EVERY_S = 0.005
 
 PATCH = Patch(
     name="quick_lock_waits",
-    defect="Each sample that comes through a file costs its worker a sleep of 0.1 s, however soon "
-    "vLLM has written it.",
+    defect="A sample that vLLM is still writing costs its worker a sleep of 0.1 s, however soon it is "
+    "written.",
     needed=SpecifierSet(">=0.8.1"),
     targets=(
         Target(

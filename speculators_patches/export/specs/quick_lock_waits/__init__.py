@@ -11,11 +11,10 @@ SPEC = Spec(
             slug="look-for-locks-more-often",
             subject="perf(hs): look for a sample's lock every 5 ms",
             problem="""
-                vLLM answers a request when its hidden states are computed, and writes the file
-                behind that, under a lock. So the reader finds the file locked nearly always, and
-                `wait_for_lock` then sleeps for 0.1 s, however soon the file is written: 20 MB for
-                a row of 900 tokens take a few hundredths of a second. That sleep is in every
-                sample of online training with files.
+                vLLM answers a request when its hidden states are computed; the connector writes the
+                file with the next step, in a thread, under a lock. A reader that finds the file
+                locked sleeps for 0.1 s in `wait_for_lock`, however soon it is written: a row of 900
+                tokens is 20 MB. In online training with files every sample can cost that sleep.
                 """,
             fix="""
                 Look for the lock every 5 ms by default, which is about what the wait itself is
