@@ -25,8 +25,8 @@ LOOK_EVERY_S = 0.005
 
 PATCH = Patch(
     name="quick_lock_waits",
-    defect="A sample that vLLM is still writing costs its worker a sleep of 0.1 s, however soon it is "
-    "written.",
+    defect="A sample that vLLM is still writing costs its worker a sleep of 0.1 s, however soon it "
+    "is written.",
     needed=SpecifierSet(">=0.8.1"),
     targets=(
         Target(
