@@ -3,10 +3,11 @@
     python -m benchmarks.abandoned_requests                  # a minute, on a GPU or a CPU
 
 120 requests at once for the hidden states of a small random body, whose connections are closed
-after a fraction of a second, as those of a client are that times out or is ended; then one that
-waits for its answer. Four times, on a server with vLLM's own connector ("vllm's") and on one with
-`recipes.hidden_states` ("recipe's"). Reported: whether the server still answers, how many requests
-were answered before their connection was closed, and what ended the engine if it ended.
+after a fraction of a second, as those of a client are that times out or is ended, and among them
+one that waits for its answer, as one more does behind them. Four times, on a server with vLLM's own
+connector ("vllm") and on one with `recipes.hidden_states` ("recipe"). Reported: how many of the 120
+were answered before their connection was closed, storm by storm as long as those that wait are
+answered; whether they were to the end; and what ended the engine if it ended.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import dataclasses
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,33 +29,38 @@ RESULTS = Path(__file__).parent / "results"
 
 
 async def give_up(url: str, body: dict[str, Any], requests: int, after_s: float) -> int:
-    """Sends them all at once and closes what is open `after_s` later; how many were answered."""
-    limits = httpx.Limits(max_connections=requests)
-    async with httpx.AsyncClient(timeout=60, limits=limits) as client:
+    """Sends them all at once and closes what is open `after_s` later; how many were answered.
+
+    Raises:
+        httpx.HTTPError: one more, sent with them and never closed, is not answered.
+    """
+    limits = httpx.Limits(max_connections=requests + 1)
+    async with httpx.AsyncClient(timeout=120, limits=limits) as client:
         asked = [asyncio.create_task(client.post(url, json=body)) for _ in range(requests)]
+        patient = asyncio.create_task(client.post(url, json=body))
         done, left = await asyncio.wait(asked, timeout=after_s)
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        (await patient).raise_for_status()
         return len(done)
 
 
-def storms(base_url: str, model: str, tokens: int, requests: int = REQUESTS) -> list[int]:
-    """Several, given up sooner and later; how many of each were answered.
+def storms(base_url: str, model: str, tokens: int) -> Iterator[int]:
+    """Several, given up sooner and later: how many of each were answered.
 
     Args:
         tokens: of each prompt.
 
     Raises:
-        httpx.HTTPError: the server does not answer behind one.
+        httpx.HTTPError: who waits is not answered in one or behind it.
     """
     url = f"{base_url}/v1/completions"
     body = {"model": model, "prompt": [5] * tokens, "max_tokens": 1}
-    answered = []
     for after_s in AFTER_S:
-        answered.append(asyncio.run(give_up(url, body, requests, after_s)))
+        answered = asyncio.run(give_up(url, body, REQUESTS, after_s))
         httpx.post(url, json=body, timeout=120).raise_for_status()
-    return answered
+        yield answered
 
 
 def unmended(transfer: dict[str, Any], cpu: bool) -> dict[str, Any]:
@@ -95,12 +102,13 @@ def arm(name: str, body: Path, work: Path, logs: Path, tokens: int) -> dict[str,
     log, recipes_own = logs / f"{name}.log", specs._transfer
     if name == "vllm":
         specs._transfer = lambda spec, vllm: unmended(recipes_own(spec, vllm), cpu)
-    record: dict[str, Any] = {"connector": name}
+    record: dict[str, Any] = {"connector": name, "answered": []}
     try:
         with vllm_server.Server(spec, log) as server:
             end = server.wait_ready()
             try:
-                record["answered"] = storms(end.base_url, end.model, tokens * 3 // 4)
+                for answered in storms(end.base_url, end.model, tokens * 3 // 4):
+                    record["answered"].append(answered)
                 record["answers_still"] = True
             except httpx.HTTPError:
                 record |= {"answers_still": False, "ended_by": ended_by(log)}

@@ -43,6 +43,7 @@ COMMANDS = (
     "train_step --ttt 3 --tokens 4096 --loss eager --deterministic "
     "--patch quick_draft_masks+accuracy_without_waiting "
     "--patch quick_draft_masks+accuracy_without_waiting+accumulators_on_device",
+    "abandoned_requests",
     "checkpoint_stall --before 10",
     "resume_drift",
     "resume_drift --optimizer muon",

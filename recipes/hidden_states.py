@@ -1,11 +1,12 @@
 """Hidden states written to files by vLLM, without an abandoned request ending the engine.
 
 A client that goes before its request is first scheduled, after a time-out or as a worker that is
-ended, ends the engine of a vLLM before pull request 56841 (merged 2026-09-14; 0.32 has it), with
-all that it was working on; training waits for a new one. There, twice: the connector takes it for
-granted that it noted where the states go, and the worker says of every request that ends that its
-states were sent, also of one whose blocks are free already. Met on an H200 and on a CPU, with vLLM
-0.26 (benchmarks/README.md).
+ended, ends the engine of vLLM 0.26 to 0.30 with all that it was working on, and training waits for
+a new one. Two lines are at fault: the scheduler's half of the connector looks up where the states
+of a request go, which it notes when it schedules it; and the worker's half says of every request
+that ends that its states were sent, also of one whose blocks are free already. Pull request 56841
+(merged 2026-09-14; vLLM 0.31 has it) cures both. Met on an H200 and on a CPU, cured on a CPU, with
+vLLM 0.26 (benchmarks/README.md).
 
 Loaded by vLLM from --kv-transfer-config ("kv_connector_module_path": "recipes.hidden_states").
 """
@@ -52,5 +53,6 @@ class HiddenStatesConnector(ExampleHiddenStatesConnector):
             self._sending.update(pending.req_id for pending in saves)
         sent, received = super().get_finished(finished_req_ids)
         told = (sent or set()) & self._sending
-        self._sending -= told
+        # A copy may take several steps. Ranks that copy nothing tell of nothing, since 0.31.
+        self._sending -= told | (finished_req_ids - self._accumulated_finished_req_ids)
         return told or None, received

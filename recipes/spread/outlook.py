@@ -24,8 +24,8 @@ GRADIENT_BYTES = 99_300_000 * 4
 # Not measured: what PCIe 5 x16 carries in one direction; NVLink carries more.
 EXCHANGE_BYTES_S = 50e9
 OUTLOOK_GPUS = (1, 8, 64)
-# For an outlook where the producers' rate is not known.
-ASSUMED_PRODUCER_TOKENS_S = (5_000.0, 20_000.0)
+# For an outlook where the producers' rate is not known; an H200's was near the second.
+ASSUMED_PRODUCER_TOKENS_S = (5_000.0, 30_000.0)
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 # What was measured, by whom, and what the model was off by there.
 CHECKS = {

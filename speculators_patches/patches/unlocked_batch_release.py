@@ -21,6 +21,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from packaging.specifiers import SpecifierSet
@@ -57,11 +58,9 @@ class Batch(dict[str, Any]):
     def pin_memory(self) -> Batch:
         """Its tensors in pinned memory; those that came from a worker are empty afterwards."""
         import torch
+        from torch.utils.data._utils.pin_memory import pin_memory
 
-        pinned = Batch(
-            (name, value.pin_memory() if isinstance(value, torch.Tensor) else value)
-            for name, value in self.items()
-        )
+        pinned = Batch((name, pin_memory(value)) for name, value in self.items())
         for name, value in self.items():
             if isinstance(value, torch.Tensor) and value is not pinned[name]:
                 release(value)
@@ -72,19 +71,18 @@ def release(tensor: Any) -> None:
     """Empties a tensor that a worker sent, and frees what it lay in without Python's lock.
 
     Args:
-        tensor: in memory that processes share by a file descriptor; others are left alone.
+        tensor: in memory that processes share by a file descriptor; others are left alone, and so
+            is one that torch lets nobody empty, or that comes when no descriptor is left.
     """
     import torch
 
-    storage = tensor.untyped_storage()
-    strategy = torch.multiprocessing.get_sharing_strategy()
-    if strategy != "file_descriptor" or not storage.is_shared() or not storage.nbytes():
+    if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
         return
-    try:
-        held = os.dup(storage._share_fd_cpu_()[0])
-    except OSError:  # no descriptor left: freed as upstream does
-        return
-    try:
+    with suppress(OSError, RuntimeError), ExitStack() as last:
+        storage = tensor.untyped_storage()
+        if not storage.is_shared():
+            return
+        last.callback(os.close, os.dup(storage._share_fd_cpu_()[0]))
         ctypes.CDLL(None).madvise(  # if it fails, unmapping does it
             ctypes.c_void_p(storage.data_ptr()),
             ctypes.c_size_t(storage.nbytes()),
@@ -92,8 +90,6 @@ def release(tensor: Any) -> None:
         )
         del storage
         tensor.set_()
-    finally:
-        os.close(held)
 
 
 def call(self: Any, batch: Sequence[Any]) -> Batch:

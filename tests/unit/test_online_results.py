@@ -58,9 +58,14 @@ def test_what_is_said_of_all_shares() -> None:
     assert f"{held[0]}, {held[1]} and {held[2]} GB" in SAID
 
 
-def test_what_plan_takes_for_tokens_beside_extraction() -> None:
-    seconds = [4096 / one["arms"]["side by side"]["tokens_s"] for one in shares().values()]
-    assert (min(seconds), max(seconds)) == pytest.approx(plan_costs.ONLINE_STEP_S, abs=0.0005)
+def test_what_plan_takes_for_conversations_beside_extraction() -> None:
+    beside = [one["arms"]["side by side"]["conversations_s"] for one in shares().values()]
+    assert (min(beside), max(beside)) == pytest.approx(plan_costs.ONLINE_CONVERSATIONS_S, abs=0.05)
+    for name in ("online_pipeline_h200", "online_pipeline_share04_h200"):
+        settings = json.loads((RESULTS / f"{name}.json").read_text())["settings"]
+        assert settings["workers"] == plan_costs.ONLINE_WORKERS
+        assert settings["length"] == round(plan_costs.PUBLISHED_TOKENS_A_SAMPLE)
+        assert settings["fp8_weights"]
     alone = [one["arms"]["extraction"]["tokens_s"] for one in shares().values()]
     assert (min(alone), max(alone)) == pytest.approx(plan_costs.PRODUCER_TOKENS_S, abs=50)
 

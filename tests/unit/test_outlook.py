@@ -296,11 +296,9 @@ def test_what_nobody_measured_is_called_that(tmp_path: Path) -> None:
     assert "pace: at least 1,179 tokens/s" in spark
     longer = "\n".join(said(tmp_path, "hosts=a,b", "ttt_steps=5", preset="dgx-spark"))
     assert "pace: at least 710 tokens/s" in longer
-    assert "a trainer: 107,789 tokens/s (upstream's trainer on an H200, ttt_steps 3; " in text
+    assert "a trainer: 107,789 tokens/s (upstream's trainer on an H200, 0.043 with another " in text
     five = "\n".join(said(tmp_path, "trainers=2", "ttt_steps=5"))
-    assert (
-        "a trainer: 68,518 tokens/s (upstream's trainer on an H200, ttt_steps 3, and for 5" in five
-    )
+    assert "a trainer: 68,518 tokens/s (upstream's trainer on an H200, 0.043 with another" in five
     assert "best split" not in spark
 
 

@@ -108,14 +108,19 @@ def test_deterministic_kernels_are_asked_for_by_a_setting_that_the_plan_names(tm
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ([], "time: about 23 min to 26 min (0.134 to 0.153 s for 4096 tokens: one H200, extraction "
-             "with 12 workers beside training, which waits for it"),
+        ([], "time: about 23 min to 27 min (28 to 32 conversations/s of 934 tokens: one H200, "
+             "extraction from an FP8 body for 12 workers beside the training step, which waits"),
         ([], "time: by itself it would be about 6 min of training steps (0.038 s for 4096 tokens: "
-             "upstream's trainer on an H200, ttt_steps 3)"),
+             "upstream's trainer on an H200, 0.043 with another host, ttt_steps 3)"),
+        (["num_workers=12"], "time: about 23 min to 27 min"),
+        (["samples=500000"], "time: about 3.9 h to 4.4 h (28 to 32"),
         (["ttt_steps=5"], "about 10 min of training steps (0.060 s for 4096 tokens: upstream's "
-                          "trainer on an H200, ttt_steps 3, and for 5 what an H100's bare step "),
-        (["ttt_steps=15"], "(0.169 to 0.169 s for 4096 tokens"),
-        (["samples=500000"], "time: about 3.8 h to 4.4 h (0.134"),
+                          "trainer on an H200, 0.043 with another host, ttt_steps 3, and for 5 "
+                          "what an H100's bare step grows by), and what extraction adds, which"),
+        (["num_workers=2"], "and what extraction adds, which is not measured"),
+        (["host_gpus=2"], "and what extraction adds, which is not measured"),
+        (["hosts=a,b"], "and what extraction adds, which is not measured"),
+        (["train_endpoint=http://127.0.0.1:1/v1"], "what extraction adds, which is not measured"),
         (["trainers=2"], "and what extraction adds, which is not measured"),
         (["producers=2"], "and what extraction adds, which is not measured"),
         (["hidden_states=offline"], "and what extraction adds, which is not measured"),

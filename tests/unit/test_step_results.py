@@ -143,6 +143,8 @@ def test_what_plan_takes_for_a_step_of_the_trainer() -> None:
     found = trainer("trainer_rate_h200")
     today = trainer("trainer_rate_release_h200")["overlay"]["median"]
     assert today == pytest.approx(1000 * plan_costs.TRAINER_STEP_S, abs=0.5)
+    slower = found["overlay, memory given back unlocked"]["median"]
+    assert slower == pytest.approx(1000 * plan_costs.SLOWER_HOST_STEP_S, abs=0.5)
     kernels = found["overlay, deterministic"]["median"] / found["overlay"]["median"]
     assert kernels == pytest.approx(plan_costs.DETERMINISTIC_TRAINER, abs=0.005)
     bare = step_s(settings("h200"), *ALL)

@@ -30,14 +30,20 @@ SPEC = Spec(
                 time.
                 """,
             risk="""
-                `UntypedStorage._share_fd_cpu_` is private to torch. The worker's tensors are empty
+                `UntypedStorage._share_fd_cpu_` and the module of `pin_memory` are private to torch. The worker's tensors are empty
                 after pinning; only the pinning thread has them. Without workers, or where torch
                 shares by file name (macOS), nothing changes. Batches are bitwise the same.
                 """,
             reproduction="reproduce.py",
             files={
                 "train/data.py": (
-                    imports("import ctypes", "import mmap", "import os"),
+                    imports(
+                        "import ctypes",
+                        "import mmap",
+                        "import os",
+                        "from contextlib import ExitStack, suppress",
+                        "from torch.utils.data._utils.pin_memory import pin_memory",
+                    ),
                     insert(code.definition(_CODE, "_release_shared"), before="CollateFn"),
                     insert(code.definition(_CODE, "PackedBatch"), before="CollateFn"),
                     statement(

@@ -3,9 +3,11 @@
 import ctypes
 import mmap
 import os
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 
 def _release_shared(tensor: torch.Tensor) -> None:
@@ -16,15 +18,15 @@ def _release_shared(tensor: torch.Tensor) -> None:
     ``madvise`` through ctypes and ``os.close`` do not hold it. Nothing is written:
     other processes that map the same memory still read it.
     """
-    storage = tensor.untyped_storage()
-    strategy = torch.multiprocessing.get_sharing_strategy()
-    if not (strategy == "file_descriptor" and storage.is_shared() and storage.nbytes()):
+    if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
         return
-    try:
-        held = os.dup(storage._share_fd_cpu_()[0])
-    except OSError:  # no descriptor left
-        return
-    try:
+    # A tensor that cannot be emptied, or comes when no descriptor is left, is freed as
+    # any other.
+    with suppress(OSError, RuntimeError), ExitStack() as last:
+        storage = tensor.untyped_storage()
+        if not storage.is_shared():
+            return
+        last.callback(os.close, os.dup(storage._share_fd_cpu_()[0]))
         ctypes.CDLL(None).madvise(  # if it fails, unmapping does its work
             ctypes.c_void_p(storage.data_ptr()),
             ctypes.c_size_t(storage.nbytes()),
@@ -32,8 +34,6 @@ def _release_shared(tensor: torch.Tensor) -> None:
         )
         del storage
         tensor.set_()
-    finally:
-        os.close(held)
 
 
 class PackedBatch(dict[str, Any]):
@@ -41,10 +41,7 @@ class PackedBatch(dict[str, Any]):
 
     def pin_memory(self) -> "PackedBatch":
         """Pin the tensors; those that came from a worker are empty afterwards."""
-        pinned = PackedBatch(
-            (name, value.pin_memory() if isinstance(value, torch.Tensor) else value)
-            for name, value in self.items()
-        )
+        pinned = PackedBatch((name, pin_memory(value)) for name, value in self.items())
         for name, value in self.items():
             if isinstance(value, torch.Tensor) and value is not pinned[name]:
                 _release_shared(value)
