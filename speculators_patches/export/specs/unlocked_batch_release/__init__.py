@@ -30,9 +30,10 @@ SPEC = Spec(
                 time.
                 """,
             risk="""
-                `UntypedStorage._share_fd_cpu_` and the module of `pin_memory` are private to torch. The worker's tensors are empty
-                after pinning; only the pinning thread has them. Without workers, or where torch
-                shares by file name (macOS), nothing changes. Batches are bitwise the same.
+                `UntypedStorage._share_fd_cpu_` and the module of `pin_memory` are private to torch.
+                The worker's tensors are empty after pinning; only the pinning thread has them.
+                Without workers, or where torch shares by file name (macOS), nothing changes.
+                Batches are bitwise the same.
                 """,
             reproduction="reproduce.py",
             files={
