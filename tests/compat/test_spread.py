@@ -56,6 +56,7 @@ def test_two_gloo_ranks_that_torchrun_starts_through_run() -> None:
     assert last_json(done) == dict.fromkeys(RANKS, "torch.bfloat16")
 
 
+@pytest.mark.nightly
 def test_two_gloo_ranks_of_a_torchrun_that_itself_runs_patched() -> None:
     done = python("0.5.0", *PATCHED, *ONLY, "--module", *TORCHRUN[1:2], "--", *TORCHRUN[2:],
                   SCRIPT, "ranks")  # fmt: skip
