@@ -76,7 +76,7 @@ def test_another_forward_pass_is_refused_by_name(laid_out: Callable[[str], Path]
     assert in_force == ["accuracy_without_waiting"]
 
 
-@pytest.mark.parametrize("version", [pytest.param("0.8.1", marks=pytest.mark.nightly), "0.9.0"])
+@pytest.mark.parametrize("version", ["0.8.1", "0.9.0"])
 def test_no_number_is_copied_to_the_device(version: str, laid_out: Callable[[str], Path]) -> None:
     laid_out(version)
     upstream = running.last_json(running.python(version, "-c", PROGRAM))

@@ -45,7 +45,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("version", [pytest.param("0.8.1", marks=pytest.mark.nightly), "0.9.0"])
+@pytest.mark.parametrize("version", ["0.8.1", "0.9.0"])
 def test_the_named_verifier_teaches(
     version: str, laid_out: Callable[[str], Path], tmp_path: Path
 ) -> None:

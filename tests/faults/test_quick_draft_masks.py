@@ -64,7 +64,7 @@ print(json.dumps({"operations": counts, "reverted": reverted}))
 """
 
 
-@pytest.mark.parametrize("version", [pytest.param("0.8.1", marks=pytest.mark.nightly), "0.9.0"])
+@pytest.mark.parametrize("version", ["0.8.1", "0.9.0"])
 def test_a_mask_is_extended_in_few_operations(
     version: str, laid_out: Callable[[str], Path]
 ) -> None:

@@ -52,7 +52,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("version", [pytest.param("0.8.1", marks=pytest.mark.nightly), "0.9.0"])
+@pytest.mark.parametrize("version", ["0.8.1", "0.9.0"])
 def test_a_file_is_read_soon_after_it_is_written(
     version: str, laid_out: Callable[[str], Path]
 ) -> None:

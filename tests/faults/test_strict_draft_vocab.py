@@ -45,7 +45,7 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("version", [pytest.param("0.8.1", marks=pytest.mark.nightly), "0.9.0"])
+@pytest.mark.parametrize("version", ["0.8.1", "0.9.0"])
 def test_a_vocabulary_that_cannot_be_built_is_refused(
     version: str, laid_out: Callable[[str], Path], data: Path
 ) -> None:

@@ -125,7 +125,7 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-@pytest.mark.parametrize("version", [pytest.param("0.8.1", marks=pytest.mark.nightly), "0.9.0"])
+@pytest.mark.parametrize("version", ["0.8.1", "0.9.0"])
 def test_no_page_is_freed_with_the_lock_held(
     version: str, watch: Path, laid_out: Callable[[str], Path]
 ) -> None:
