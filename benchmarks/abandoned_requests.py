@@ -43,7 +43,7 @@ async def give_up(url: str, body: dict[str, Any], requests: int, after_s: float)
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
         (await patient).raise_for_status()
-        return len(done)
+        return sum(not one.exception() and one.result().is_success for one in done)
 
 
 def storms(base_url: str, model: str, tokens: int) -> Iterator[int]:

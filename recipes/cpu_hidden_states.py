@@ -6,7 +6,7 @@ a request ends. Each file appears whole: it is written beside its name and renam
 `hidden_states` is used as it is and this one refuses to load.
 
 Loaded by vLLM from --kv-transfer-config ("kv_connector_module_path": "recipes.cpu_hidden_states").
-Run with vLLM 0.32. Source of the file layout: vLLM's example_hidden_states_connector.py.
+Run with vLLM 0.26 and 0.32. Source of the file layout: vLLM's example_hidden_states_connector.py.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from benchmarks.predict.calibration import TEMPERATURES
 from recipes.calibrate_stage import changes_nothing
-from recipes.config import Recipe
+from recipes.config import Recipe, resolve
 from recipes.train_memory import device_bytes
 
 GIB = 2**30
@@ -95,7 +95,7 @@ def prepare(recipe: Recipe) -> Iterator[str]:
 
 
 def _length(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{max(1.0, seconds / 60):.0f} min"
 
 
 def _training_time(recipe: Recipe, steps: float) -> Iterator[str]:
@@ -108,28 +108,33 @@ def _training_time(recipe: Recipe, steps: float) -> Iterator[str]:
     if not _is_as_measured(recipe):
         yield f"time: {alone}, and what extraction adds, which is not measured"
         return
-    conversations = recipe.samples * recipe.train_share * recipe.epochs
+    conversations = recipe.samples * recipe.epochs  # validation's too
     low, high = ONLINE_CONVERSATIONS_S
     yield (
         f"time: about {_length(conversations / high)} to {_length(conversations / low)} "
-        f"({low:.0f} to {high:.0f} conversations/s of {PUBLISHED_TOKENS_A_SAMPLE:.0f} tokens: one "
-        f"H200, extraction from an FP8 body for {ONLINE_WORKERS} workers beside the training step, "
-        "which waits for it; before the patch quick_lock_waits)"
+        f"({low:.0f} to {high:.0f} conversations/s of {PUBLISHED_TOKENS_A_SAMPLE:.0f} tokens: "
+        f"extraction from Gemma 4 26B-A4B's shape in FP8 for {ONLINE_WORKERS} workers, and the "
+        "training step, which waits for it, on one H200; before the patch quick_lock_waits)"
     )
     yield f"time: by itself it would be {alone}"
 
 
+# What was measured had the preset's own.
+_AS_IN_THE_PRESET = (
+    "hidden_states", "transfer", "drafter_kind", "ttt_steps", "seq_len", "target_layers", "dtype",
+    "hidden_states_dtype", "loss_implementation", "draft_vocab_size", "vllm_extra", "train_extra",
+    "trainers", "producers", "hosts", "train_endpoint", "train_max_model_len", "deterministic",
+)  # fmt: skip
+
+
 def _is_as_measured(recipe: Recipe) -> bool:
     """Whether it trains beside one extraction server on the same GPU, as was measured."""
+    preset, _ = resolve("h100")
     return (
-        recipe.hidden_states == "online"
-        and recipe.transfer == "file"
-        and recipe.ttt_steps == 3
+        all(getattr(recipe, name) == getattr(preset, name) for name in _AS_IN_THE_PRESET)
         and recipe.num_workers in (None, ONLINE_WORKERS)
-        and recipe.trainers == recipe.producers == 1
-        and not recipe.hosts
         and recipe.host_gpus in (None, 1)
-        and not recipe.train_endpoint
+        and 0.4 <= recipe.train_vllm_share <= 0.7
     )
 
 

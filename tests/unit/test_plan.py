@@ -108,16 +108,25 @@ def test_deterministic_kernels_are_asked_for_by_a_setting_that_the_plan_names(tm
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ([], "time: about 23 min to 27 min (28 to 32 conversations/s of 934 tokens: one H200, "
-             "extraction from an FP8 body for 12 workers beside the training step, which waits"),
+        ([], "time: about 26 min to 30 min (28 to 32 conversations/s of 934 tokens: extraction "
+             "from Gemma 4 26B-A4B's shape in FP8 for 12 workers, and the training step, which waits"),
         ([], "time: by itself it would be about 6 min of training steps (0.038 s for 4096 tokens: "
              "upstream's trainer on an H200, 0.043 with another host, ttt_steps 3)"),
-        (["num_workers=12"], "time: about 23 min to 27 min"),
-        (["samples=500000"], "time: about 3.9 h to 4.4 h (28 to 32"),
+        (["num_workers=12"], "time: about 26 min to 30 min"),
+        (["body=mine", "train_vllm_share=0.7"], "time: about 26 min to 30 min"),
+        (["samples=500000"], "time: about 4.3 h to 4.9 h (28 to 32"),
+        (["samples=100"], "time: about 1 min to 1 min (28 to 32"),
         (["ttt_steps=5"], "about 10 min of training steps (0.060 s for 4096 tokens: upstream's "
                           "trainer on an H200, 0.043 with another host, ttt_steps 3, and for 5 "
                           "what an H100's bare step grows by), and what extraction adds, which"),
-        (["num_workers=2"], "and what extraction adds, which is not measured"),
+        *(
+            ([other], "and what extraction adds, which is not measured")
+            for other in (
+                "num_workers=2", "seq_len=8192", "train_vllm_share=0.2", "target_layers=2,9,15,27",
+                "hidden_states_dtype=float32", "loss_implementation=fused", "ttt_steps=4",
+                "vllm_extra=--enforce-eager", "train_extra=--num-workers,2",
+            )
+        ),
         (["host_gpus=2"], "and what extraction adds, which is not measured"),
         (["hosts=a,b"], "and what extraction adds, which is not measured"),
         (["train_endpoint=http://127.0.0.1:1/v1"], "what extraction adds, which is not measured"),
