@@ -109,7 +109,7 @@ def test_deterministic_kernels_are_asked_for_by_a_setting_that_the_plan_names(tm
     ("asked", "said"),
     [
         ([], "time: about 26 min to 30 min (28 to 32 conversations/s of 934 tokens: extraction "
-             "from Gemma 4 26B-A4B's shape in FP8 for 12 workers, and the training step, which waits"),
+             "from Gemma 4 26B-A4B's shape in FP8 for 12 workers, and the training step, which "),
         ([], "time: by itself it would be about 6 min of training steps (0.038 s for 4096 tokens: "
              "upstream's trainer on an H200, 0.043 with another host, ttt_steps 3)"),
         (["num_workers=12"], "time: about 26 min to 30 min"),
