@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -20,6 +22,7 @@ def measure(out: Path, *engines: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_a_setting_that_no_engine_takes_costs_one_start(tmp_path: Path) -> None:
     out = tmp_path / "steps.json"
     done = measure(out, "0", "2", "4")
