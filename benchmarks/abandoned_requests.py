@@ -23,6 +23,9 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from benchmarks.online_pipeline import recipe_at
+from recipes.config import ConfigError, Recipe
+
 REQUESTS = 120
 AFTER_S = (0.3, 0.1, 0.6, 0.2)
 RESULTS = Path(__file__).parent / "results"
@@ -74,46 +77,33 @@ def unmended(transfer: dict[str, Any], cpu: bool) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if key != "kv_connector_module_path"}
 
 
-def ended_by(log: Path) -> str | None:
-    """The exception that ended the engine, as its log has it."""
-    lines = log.read_text(errors="replace").splitlines()
-    named = [line for line in lines if "EngineCore pid" in line and "Error" in line.split("]")[-1]]
-    return named[-1].split("] ")[-1].split(":")[0].strip() if named else None
-
-
-def arm(name: str, body: Path, work: Path, logs: Path, tokens: int) -> dict[str, Any]:
+def arm(name: str, recipe: Recipe, work: Path, logs: Path) -> dict[str, Any]:
     """One server's record.
 
     Raises:
         ServerError: it does not start.
     """
-    from benchmarks.online_pipeline import recipe_at
     from recipes import vllm_server
     from recipes.server_specs import extraction_server
     from recipes.vllm import spec as specs
+    from recipes.vllm.errors import cause_in_log
 
-    found = vllm_server.installed()
-    cpu = found is not None and found.cpu
-    recipe = recipe_at(0.2, tokens, f"body={body}", "target_layers=2,4,5")
     flags = ["--load-format", "dummy", "--no-enable-prefix-caching", "--enforce-eager"]
-    spec = dataclasses.replace(
-        extraction_server(recipe, work / "states", name), extra_args=tuple(flags)
-    )
-    log, recipes_own = logs / f"{name}.log", specs._transfer
-    if name == "vllm":
-        specs._transfer = lambda spec, vllm: unmended(recipes_own(spec, vllm), cpu)
+    spec = extraction_server(recipe, work / "states", name)
+    found = vllm_server.installed()
+    if name == "vllm" and found is not None:  # of two such flags the last one holds
+        transfer = unmended(specs._transfer(spec, found), found.cpu)
+        flags += ["--kv-transfer-config", json.dumps(transfer)]
+    spec, log = dataclasses.replace(spec, extra_args=tuple(flags)), logs / f"{name}.log"
     record: dict[str, Any] = {"connector": name, "answered": []}
-    try:
-        with vllm_server.Server(spec, log) as server:
-            end = server.wait_ready()
-            try:
-                for answered in storms(end.base_url, end.model, tokens * 3 // 4):
-                    record["answered"].append(answered)
-                record["answers_still"] = True
-            except httpx.HTTPError:
-                record |= {"answers_still": False, "ended_by": ended_by(log)}
-    finally:
-        specs._transfer = recipes_own
+    with vllm_server.Server(spec, log) as server:
+        end = server.wait_ready(say=lambda said: typer.echo(said, err=True))
+        try:
+            for answered in storms(end.base_url, end.model, recipe.seq_len * 3 // 4):
+                record["answered"].append(answered)
+            record["answers_still"] = True
+        except httpx.HTTPError:
+            record |= {"answers_still": False, "ended_by": cause_in_log(log)}
     return record
 
 
@@ -143,9 +133,13 @@ def main(
         work = Path(folder)
         body = write_body(work / "body", divide=8, layers=8, fp8=False)
         write_tokenizer(body, VOCABULARY // 8)
+        try:
+            recipe = recipe_at(0.2, tokens, f"body={body}", "target_layers=2,4,5")
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from None
         for name in ("vllm", "recipe"):
             try:
-                found = arm(name, body, work / name, logs, tokens)
+                found = arm(name, recipe, work / name, logs)
             except ServerError as error:
                 typer.echo(str(error), err=True)
                 raise typer.Exit(1) from None

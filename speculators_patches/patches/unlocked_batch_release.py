@@ -4,7 +4,7 @@ A DataLoader's worker hands a batch over in shared memory, and a thread of the t
 pinned memory. The shared memory is freed when its last tensor goes, which is in that thread and
 with the lock held (pytorch #77139 and #91353, open): 92 MB a step for EAGLE-3 on Gemma 4 26B-A4B,
 for whose pages the trainer's own Python stands still. torch lets a batch pin itself
-(`hasattr(batch, "pin_memory")`, before it looks for mappings; read in torch 2.11 to 2.14). Here it
+(`hasattr(batch, "pin_memory")`, before it looks for mappings; read in torch 2.11 and 2.13). Here it
 is a dict that does, and that then
 
 - takes the pages out of this process's tables (madvise) and
@@ -68,11 +68,15 @@ class Batch(dict[str, Any]):
 
 
 def release(tensor: Any) -> None:
-    """Empties a tensor that a worker sent, and frees what it lay in without Python's lock.
+    """Empties a tensor that a worker sent, and frees its memory without Python's lock.
+
+    Taking a large mapping out of the process and freeing the last reference to what it
+    maps both take milliseconds, and destroying the tensor does both with the lock held.
 
     Args:
-        tensor: in memory that processes share by a file descriptor; others are left alone, and so
-            is one that torch lets nobody empty, or that comes when no descriptor is left.
+        tensor: in memory that processes share by a file descriptor; others are left
+            alone, and so is one that torch lets nobody empty, or that comes when no
+            descriptor is left.
     """
     import torch
 

@@ -45,7 +45,12 @@ SPEC = Spec(
                         "from contextlib import ExitStack, suppress",
                         "from torch.utils.data._utils.pin_memory import pin_memory",
                     ),
-                    insert(code.definition(_CODE, "_release_shared"), before="CollateFn"),
+                    insert(
+                        code.ours("patches.unlocked_batch_release", "release").replace(
+                            "def release(", "def _release_shared("
+                        ),
+                        before="CollateFn",
+                    ),
                     insert(code.definition(_CODE, "PackedBatch"), before="CollateFn"),
                     statement(
                         "CollateFn.__call__",
